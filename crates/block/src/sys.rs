@@ -1,0 +1,55 @@
+//! The system calls that no safe crate wraps. The only module of the workspace with `unsafe` code.
+#![allow(unsafe_code)]
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+
+/// Kind of a one-byte open-file-description lock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ByteLock {
+    Shared,
+    Exclusive,
+    Release,
+}
+
+fn flock_request(kind: ByteLock, byte: u64) -> io::Result<libc::flock> {
+    let lock_type = match kind {
+        ByteLock::Shared => libc::F_RDLCK,
+        ByteLock::Exclusive => libc::F_WRLCK,
+        ByteLock::Release => libc::F_UNLCK,
+    };
+    // SAFETY: `flock` is plain old data, for which all zeroes is a valid value.
+    let mut request: libc::flock = unsafe { std::mem::zeroed() };
+    request.l_type = i16::try_from(lock_type).map_err(io::Error::other)?;
+    request.l_whence = i16::try_from(libc::SEEK_SET).map_err(io::Error::other)?;
+    request.l_start = libc::off_t::try_from(byte).map_err(io::Error::other)?;
+    request.l_len = 1;
+    Ok(request)
+}
+
+/// Takes or releases the lock on one byte of `file` without waiting. A lock held elsewhere is `WouldBlock`.
+pub(crate) fn ofd_set_lock(file: &File, kind: ByteLock, byte: u64) -> io::Result<()> {
+    let request = flock_request(kind, byte)?;
+    // SAFETY: the descriptor is open for the call's duration, and `request` outlives it.
+    let result = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw const request) };
+    if result == 0 {
+        return Ok(());
+    }
+    let error = io::Error::last_os_error();
+    match error.raw_os_error() {
+        Some(libc::EAGAIN | libc::EACCES) => Err(io::ErrorKind::WouldBlock.into()),
+        _ => Err(error),
+    }
+}
+
+/// Whether some other open file description holds a lock on the byte that an exclusive lock would conflict with.
+pub(crate) fn ofd_is_locked_elsewhere(file: &File, byte: u64) -> io::Result<bool> {
+    let mut request = flock_request(ByteLock::Exclusive, byte)?;
+    // SAFETY: the descriptor is open for the call's duration, and `request` is exclusively borrowed by it.
+    let result = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_GETLK, &raw mut request) };
+    if result != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(i32::from(request.l_type) != libc::F_UNLCK)
+}
