@@ -1,20 +1,24 @@
+use std::ffi::OsString;
 use std::fs::{File, Permissions};
 use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{AtFlags, CWD, Mode, OFlags};
+use rustix::io::Errno;
 use tempfile::TempPath;
 
 use crate::RawFile;
 
 /// A new file that appears at its target whole and on stable storage, or not at all.
 ///
-/// It is written under a temporary name beside the target. [`commit`](Self::commit) syncs it, renames it over the target
-/// and syncs the folder; dropping it instead removes it.
+/// Until [`commit`](Self::commit) it has no name, so that even a killed process leaves nothing behind; on file systems
+/// without nameless files it has a temporary name beside the target, removed on drop.
 #[derive(Debug)]
 pub struct OutputFile {
     target: PathBuf,
-    temporary: TempPath,
+    temporary: Option<TempPath>,
     raw: RawFile,
 }
 
@@ -23,7 +27,8 @@ impl OutputFile {
     ///
     /// The new file takes an existing target's permissions, else `0o666` less the umask.
     pub fn create(target: &Path) -> io::Result<Self> {
-        let folder = folder_of(target);
+        // Renaming over a link would replace the link, not the file it points to.
+        let target = &target.canonicalize().unwrap_or_else(|_| target.to_owned());
         let existing = match target.metadata() {
             Ok(metadata) if !metadata.is_file() => {
                 return Err(io::Error::new(io::ErrorKind::InvalidInput, "the target exists and is not a regular file"));
@@ -32,14 +37,18 @@ impl OutputFile {
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
             Err(error) => return Err(error),
         };
-        let mut builder = tempfile::Builder::new();
-        let name = format!(".{}.", target.file_name().unwrap_or_default().to_string_lossy());
-        builder.prefix(&name).suffix(".qtk-tmp").permissions(Permissions::from_mode(0o666));
-        let (file, temporary) = builder.tempfile_in(folder)?.into_parts();
+        let (file, temporary) = match nameless_file(folder_of(target)) {
+            Ok(file) => (file, None),
+            Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL) => {
+                let (file, temporary) = named_file(target)?;
+                (file, Some(temporary))
+            }
+            Err(error) => return Err(error.into()),
+        };
         if let Some(permissions) = existing {
             file.set_permissions(permissions)?;
         }
-        Ok(Self { target: target.to_owned(), temporary, raw: RawFile::from_file(file)? })
+        Ok(Self { target: target.clone(), temporary, raw: RawFile::from_file(file)? })
     }
 
     /// The file to write to.
@@ -48,18 +57,47 @@ impl OutputFile {
         &self.raw
     }
 
-    /// The name that the file has until it is committed.
-    #[must_use]
-    pub fn temporary_path(&self) -> &Path {
-        &self.temporary
-    }
-
     /// Puts the file, fsynced, in its target's place and fsyncs the folder.
     pub fn commit(self) -> io::Result<()> {
         self.raw.file().sync_all()?;
-        self.temporary.persist(&self.target).map_err(|error| error.error)?;
+        let named = match self.temporary {
+            Some(temporary) => temporary,
+            None => give_name(self.raw.file(), &self.target)?,
+        };
+        named.persist(&self.target).map_err(|error| error.error)?;
         File::open(folder_of(&self.target))?.sync_all()
     }
+}
+
+fn nameless_file(folder: &Path) -> Result<File, Errno> {
+    let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+    rustix::fs::open(folder, flags, Mode::from_raw_mode(0o666)).map(File::from)
+}
+
+fn named_file(target: &Path) -> io::Result<(File, TempPath)> {
+    let mut builder = tempfile::Builder::new();
+    builder.permissions(Permissions::from_mode(0o666));
+    let file = builder.prefix(&prefix(target)).suffix(SUFFIX).tempfile_in(folder_of(target))?;
+    Ok(file.into_parts())
+}
+
+/// Links a nameless file under a temporary name: a link cannot replace the target, the rename that follows can.
+fn give_name(file: &File, target: &Path) -> io::Result<TempPath> {
+    let descriptor = format!("/proc/self/fd/{}", file.as_raw_fd());
+    let mut builder = tempfile::Builder::new();
+    let linked = builder.prefix(&prefix(target)).suffix(SUFFIX).make_in(folder_of(target), |name| {
+        Ok(rustix::fs::linkat(CWD, descriptor.as_str(), CWD, name, AtFlags::SYMLINK_FOLLOW)?)
+    })?;
+    Ok(linked.into_temp_path())
+}
+
+const SUFFIX: &str = ".qtk-tmp";
+
+fn prefix(target: &Path) -> OsString {
+    let mut prefix = OsString::from(".");
+    prefix.push(target.file_name().unwrap_or_default());
+    prefix.push(".");
+    prefix
 }
 
 fn folder_of(path: &Path) -> &Path {
@@ -79,12 +117,27 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let target = folder.path().join("out");
         std::fs::write(&target, "old").unwrap();
+        std::fs::set_permissions(&target, Permissions::from_mode(0o640)).unwrap();
         let output = OutputFile::create(&target).unwrap();
         output.storage().write_at(b"new", 0).unwrap();
         drop(output);
         assert_eq!(std::fs::read(&target).unwrap(), b"old");
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
         let output = OutputFile::create(&target).unwrap();
+        output.storage().write_at(b"new", 0).unwrap();
+        output.commit().unwrap();
+        assert_eq!(std::fs::read(&target).unwrap(), b"new");
+        assert_eq!(target.metadata().unwrap().permissions().mode() & 0o777, 0o640);
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_named_file_serves_where_nameless_ones_cannot() {
+        let folder = tempfile::tempdir().unwrap();
+        let target = folder.path().join("out");
+        let (file, temporary) = named_file(&target).unwrap();
+        let raw = RawFile::from_file(file).unwrap();
+        let output = OutputFile { target: target.clone(), temporary: Some(temporary), raw };
         output.storage().write_at(b"new", 0).unwrap();
         output.commit().unwrap();
         assert_eq!(std::fs::read(&target).unwrap(), b"new");
