@@ -20,7 +20,7 @@ pub enum CodecError {
     #[error("the compressed data is damaged ({0})")]
     Damaged(&'static str),
     /// The codec has no such level.
-    #[error("{kind} has no level {level}; choose one from {} to {}", levels.start(), levels.end())]
+    #[error("{} has no level {level}; choose one from {} to {}", kind.name(), levels.start(), levels.end())]
     Level {
         /// The codec.
         kind: CompressionType,
@@ -69,8 +69,7 @@ fn inflate(decoder: &mut libdeflater::Decompressor, input: &[u8], output: &mut [
 
 fn inflate_leading(input: &[u8], output: &mut [u8]) -> Result<(), CodecError> {
     let mut decoder = Box::<DecompressorOxide>::default();
-    let (status, _, written) =
-        inflate_prefix(&mut decoder, input, output, 0, TINFL_FLAG_USING_NON_WRAPPING_OUTPUT_BUF);
+    let (status, _, written) = inflate_prefix(&mut decoder, input, output, 0, TINFL_FLAG_USING_NON_WRAPPING_OUTPUT_BUF);
     let stopped_in_order = matches!(
         status,
         TINFLStatus::Done
@@ -214,14 +213,17 @@ mod tests {
                 half[..CLUSTER / 2].copy_from_slice(&text(CLUSTER / 2));
                 for cluster in [text(CLUSTER), noise(5, CLUSTER), half.clone(), noise(9, CLUSTER), half] {
                     let Some(mut stored) = packed(&mut compressor, &cluster) else {
-                        assert!(cluster[..9] != text(9)[..], "{kind} {level} did not compress text");
+                        assert!(cluster[..9] != text(9)[..], "{kind:?} {level} did not compress text");
                         continue;
                     };
-                    assert_eq!(packed(&mut Compressor::new(kind, Some(level)).unwrap(), &cluster), Some(stored.clone()));
+                    assert_eq!(
+                        packed(&mut Compressor::new(kind, Some(level)).unwrap(), &cluster),
+                        Some(stored.clone())
+                    );
                     stored.extend(noise(3, 511));
                     let mut back = vec![0; CLUSTER];
                     decompress(kind, &stored, &mut back).unwrap();
-                    assert!(back == cluster, "{kind} {level} changed the cluster");
+                    assert!(back == cluster, "{kind:?} {level} changed the cluster");
                 }
             }
         }
@@ -240,7 +242,8 @@ mod tests {
     fn several_zstd_frames_make_one_cluster() {
         let cluster = text(CLUSTER);
         let mut compressor = Compressor::new(CompressionType::Zstd, None).unwrap();
-        let mut stored: Vec<u8> = cluster.chunks(10_000).flat_map(|part| packed(&mut compressor, part).unwrap()).collect();
+        let mut stored: Vec<u8> =
+            cluster.chunks(10_000).flat_map(|part| packed(&mut compressor, part).unwrap()).collect();
         stored.extend([0; 100]);
         let mut back = vec![0; CLUSTER];
         decompress(CompressionType::Zstd, &stored, &mut back).unwrap();
@@ -253,7 +256,7 @@ mod tests {
             let stored = packed(&mut Compressor::new(kind, None).unwrap(), &text(CLUSTER - 1)).unwrap();
             let mut back = vec![0; CLUSTER];
             for input in [&stored[..], &stored[..stored.len() / 2], &[], &[0xff; 600]] {
-                assert!(matches!(decompress(kind, input, &mut back), Err(CodecError::Damaged(_))), "{kind}");
+                assert!(matches!(decompress(kind, input, &mut back), Err(CodecError::Damaged(_))), "{kind:?}");
             }
         }
     }

@@ -1,1 +1,27 @@
-//! Placeholder.
+//! The qcow2 image format: one file of a chain, read in place and written in transactions.
+//!
+//! [`Layer`] is one image file as it was last committed. [`create()`] makes an empty one, a [`Transaction`] changes one
+//! so that a crash leaves the old state or the new one, and [`check()`] looks for damage. Backing files are only named here;
+//! the crate `qtk-image` opens chains.
+
+mod cache;
+pub mod codec;
+mod entry;
+mod error;
+pub mod extension;
+pub mod features;
+mod file;
+mod header;
+mod layer;
+mod mapping;
+mod types;
+mod writer;
+
+pub use error::{Action, Corruption, Error, Place, WriteObstacle};
+pub use extension::Extension;
+pub use features::Features;
+pub use header::{Header, MAGIC, MAX_BACKING_NAME, MAX_L1_SIZE, MAX_REFCOUNT_TABLE_SIZE, MAX_SNAPSHOTS};
+pub use layer::Layer;
+pub use mapping::{Mapping, MappingKind};
+pub use types::{ClusterBits, CompressionType, GuestCluster, GuestOffset, HostCluster, HostOffset, Version};
+pub use writer::{ImageWriter, WriterOptions};

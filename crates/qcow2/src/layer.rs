@@ -1,0 +1,213 @@
+use std::io;
+use std::ops::Range;
+use std::sync::{Arc, OnceLock};
+
+use qtk_block::{BlockRead, Extent, HostStorage};
+
+use crate::cache::ClusterCache;
+use crate::codec;
+use crate::entry::{L1Entry, L2Entry};
+use crate::error::{Corruption, Error, Place};
+use crate::file::ImageFile;
+use crate::header::Header;
+use crate::mapping::{self, L2Tables, Mapping, MappingKind, within_cluster};
+use crate::types::{CompressionType, GuestOffset, HostOffset, in_memory};
+
+type L2Slot = OnceLock<Box<[L2Entry]>>;
+
+/// One qcow2 file as it was committed, without its backing: what it does not store reads as zeroes.
+///
+/// Any number of threads can read. L2 tables are read when first needed and kept; their number is bounded by the file's size,
+/// since each must lie in the file.
+pub struct Layer {
+    file: ImageFile,
+    header: Header,
+    file_size: u64,
+    l1: Vec<L1Entry>,
+    l2: Vec<L2Slot>,
+    cache: ClusterCache,
+}
+
+impl Layer {
+    /// Opens the image in `storage`, which errors call `name`. Nothing is written, and no other file is opened.
+    ///
+    /// Images marked dirty or corrupt open; only a [`Transaction`](crate::Transaction) refuses them.
+    pub fn open(storage: Arc<dyn HostStorage>, name: impl Into<String>) -> Result<Self, Error> {
+        let file = ImageFile { storage, name: name.into().into() };
+        let header = Header::read(&file)?;
+        let l1 = file.read_table(Place::L1Table, header.l1_table, header.l1_size.into())?;
+        let needed = in_memory(header.l1_entries_needed());
+        Ok(Self {
+            file_size: file.storage.size(),
+            l1: l1.into_iter().map(L1Entry).collect(),
+            l2: std::iter::repeat_with(L2Slot::new).take(needed).collect(),
+            cache: ClusterCache::new(header.cluster_bits),
+            header,
+            file,
+        })
+    }
+
+    /// The header.
+    #[must_use]
+    pub fn header(&self) -> &Header {
+        &self.header
+    }
+
+    /// The file that the image lives in.
+    #[must_use]
+    pub fn storage(&self) -> &Arc<dyn HostStorage> {
+        &self.file.storage
+    }
+
+    /// What errors call the image.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.file.name
+    }
+
+    /// Cluster size in bytes.
+    #[must_use]
+    pub fn cluster_size(&self) -> u64 {
+        self.header.cluster_bits.size()
+    }
+
+    /// How the image's compressed clusters are compressed.
+    #[must_use]
+    pub fn compression(&self) -> CompressionType {
+        self.header.compression
+    }
+
+    /// The longest run from `range.start` that is stored in one way: data in one piece of the file, or a single compressed
+    /// cluster. `range`, in guest bytes, must not be empty and must lie on the disk.
+    pub fn mapping(&self, range: Range<u64>) -> Result<Mapping, Error> {
+        mapping::find(self, range)
+    }
+
+    pub(crate) fn file(&self) -> &ImageFile {
+        &self.file
+    }
+
+    pub(crate) fn l1(&self) -> &[L1Entry] {
+        &self.l1
+    }
+
+    fn read_l2(&self, index: u64, offset: HostOffset) -> Result<Box<[L2Entry]>, Error> {
+        let bits = self.header.cluster_bits;
+        if bits.offset_within(offset.0) != 0 {
+            return Err(self.file.corrupt(Corruption::Misaligned { place: Place::L1Entry(index), offset }));
+        }
+        let words = self.file.read_table(Place::L2Table(index), offset, bits.l2_entries())?;
+        Ok(words.into_iter().map(L2Entry).collect())
+    }
+
+    /// Fills `buf` with what `mapping`, which is as long, stands for; unallocated is zero.
+    pub(crate) fn read_mapping(&self, buf: &mut [u8], mapping: &Mapping) -> Result<(), Error> {
+        match mapping.kind {
+            MappingKind::Unallocated | MappingKind::Zero { .. } => {
+                buf.fill(0);
+                Ok(())
+            }
+            MappingKind::Data { host } => self.file.read_padded(buf, host),
+            MappingKind::Compressed { host, len } => self.read_compressed(buf, &mapping.range, host, len),
+        }
+    }
+
+    fn read_compressed(&self, buf: &mut [u8], range: &Range<u64>, host: HostOffset, len: u64) -> Result<(), Error> {
+        let bits = self.header.cluster_bits;
+        let guest = bits.guest_offset(bits.guest_cluster(GuestOffset(range.start)));
+        if buf.len() == bits.buffer_len() {
+            return self.decompress(buf, guest, host, len);
+        }
+        let part = within_cluster(bits, range);
+        if let Some(cluster) = self.cache.get(host) {
+            buf.copy_from_slice(&cluster[part]);
+            return Ok(());
+        }
+        let mut cluster = vec![0; bits.buffer_len()];
+        self.decompress(&mut cluster, guest, host, len)?;
+        buf.copy_from_slice(&cluster[part]);
+        self.cache.put(host, cluster.into());
+        Ok(())
+    }
+
+    fn decompress(&self, cluster: &mut [u8], guest: GuestOffset, host: HostOffset, len: u64) -> Result<(), Error> {
+        let mut compressed = vec![0; in_memory(len)];
+        self.file.read(&mut compressed, host)?;
+        codec::decompress(self.header.compression, &compressed, cluster).map_err(|error| {
+            let place = Place::CompressedData(guest);
+            self.file.corrupt(Corruption::Undecodable { place, problem: error.to_string() })
+        })
+    }
+}
+
+impl std::fmt::Debug for Layer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Layer").field("name", &self.file.name).field("header", &self.header).finish_non_exhaustive()
+    }
+}
+
+impl L2Tables for Layer {
+    fn header(&self) -> &Header {
+        &self.header
+    }
+
+    fn file(&self) -> &ImageFile {
+        &self.file
+    }
+
+    fn host_end(&self) -> u64 {
+        self.file_size
+    }
+
+    fn l2_table(&self, l1_index: u64) -> Result<Option<&[L2Entry]>, Error> {
+        let index = in_memory(l1_index);
+        let (Some(entry), Some(slot)) = (self.l1.get(index), self.l2.get(index)) else {
+            return Ok(None);
+        };
+        let Some(offset) = entry.l2_table() else {
+            return Ok(None);
+        };
+        if let Some(table) = slot.get() {
+            return Ok(Some(table));
+        }
+        // Two threads may both read the table; one copy stays.
+        let table = self.read_l2(l1_index, offset)?;
+        Ok(Some(slot.get_or_init(|| table)))
+    }
+}
+
+impl BlockRead for Layer {
+    fn size(&self) -> u64 {
+        self.header.size
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        let mut rest = buf;
+        let mut at = offset;
+        while !rest.is_empty() {
+            let mapping = self.mapping(at..at.saturating_add(rest.len() as u64))?;
+            let (part, tail) = rest.split_at_mut(in_memory(mapping.range.end - at));
+            self.read_mapping(part, &mapping)?;
+            (rest, at) = (tail, mapping.range.end);
+        }
+        Ok(())
+    }
+
+    fn extent(&self, range: Range<u64>) -> io::Result<Extent> {
+        Ok(extent(self, range)?)
+    }
+}
+
+/// The run of one [`ExtentKind`](qtk_block::ExtentKind) from `range.start`, wherever its pieces are stored.
+pub(crate) fn extent(tables: &impl L2Tables, range: Range<u64>) -> Result<Extent, Error> {
+    let first = mapping::find(tables, range.clone())?;
+    let kind = first.kind.extent_kind();
+    let mut end = first.range.end;
+    while end < range.end
+        && let Ok(next) = mapping::find(tables, end..range.end)
+        && next.kind.extent_kind() == kind
+    {
+        end = next.range.end;
+    }
+    Ok(Extent { range: range.start..end, kind })
+}

@@ -1,0 +1,172 @@
+use std::ops::Range;
+
+use qtk_block::ExtentKind;
+
+use crate::entry::{Cluster, L2Entry};
+use crate::error::{Corruption, Error, Place};
+use crate::file::ImageFile;
+use crate::header::Header;
+use crate::types::{ClusterBits, GuestCluster, HostOffset, in_memory};
+
+/// A run of the guest's disk that is stored in one way.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mapping {
+    /// Byte range on the guest's disk.
+    pub range: Range<u64>,
+    /// How it is stored.
+    pub kind: MappingKind,
+}
+
+/// How a layer stores a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MappingKind {
+    /// Not at all: reads through to the backing image.
+    Unallocated,
+    /// Reads as zeroes.
+    Zero {
+        /// Where the run's clusters are reserved in the file, if they are. What they hold does not count.
+        host: Option<HostOffset>,
+    },
+    /// In one piece of the file.
+    Data {
+        /// Where the run's first byte lies. The last cluster of the file may be cut short; the rest reads as zeroes.
+        host: HostOffset,
+    },
+    /// Compressed. The run lies in a single cluster.
+    Compressed {
+        /// Where the compressed data of the whole cluster begins.
+        host: HostOffset,
+        /// Its length in bytes up to the end of its last sector, or of the file.
+        len: u64,
+    },
+}
+
+impl MappingKind {
+    /// What the run is to a reader who knows nothing of qcow2.
+    #[must_use]
+    pub fn extent_kind(self) -> ExtentKind {
+        match self {
+            Self::Unallocated => ExtentKind::Unallocated,
+            Self::Zero { .. } => ExtentKind::Zero,
+            Self::Data { .. } | Self::Compressed { .. } => ExtentKind::Data,
+        }
+    }
+
+    /// Whether `next` continues this run, which is `bytes` long so far.
+    fn continues(self, bytes: u64, next: Self) -> bool {
+        match (self, next) {
+            (Self::Unallocated, Self::Unallocated) => true,
+            (Self::Zero { host: None }, Self::Zero { host: None }) => true,
+            (Self::Zero { host: Some(a) }, Self::Zero { host: Some(b) })
+            | (Self::Data { host: a }, Self::Data { host: b }) => a.plus(bytes) == b,
+            _ => false,
+        }
+    }
+
+    /// The same run without its first `bytes`, for which a compressed cluster has no address.
+    fn skip(self, bytes: u64) -> Self {
+        match self {
+            Self::Zero { host: Some(host) } => Self::Zero { host: Some(host.plus(bytes)) },
+            Self::Data { host } => Self::Data { host: host.plus(bytes) },
+            other => other,
+        }
+    }
+}
+
+/// The L2 tables of an image in some state: as committed, or as a transaction has them.
+pub(crate) trait L2Tables {
+    fn header(&self) -> &Header;
+    fn file(&self) -> &ImageFile;
+    /// The end of the storage that entries may point into.
+    fn host_end(&self) -> u64;
+    /// The L2 table of an L1 entry.
+    fn l2_table(&self, l1_index: u64) -> Result<Option<&[L2Entry]>, Error>;
+}
+
+/// The longest run of one kind from `range.start`, which must lie on the disk, to `range.end` at most.
+pub(crate) fn find(tables: &impl L2Tables, range: Range<u64>) -> Result<Mapping, Error> {
+    let header = tables.header();
+    let bits = header.cluster_bits;
+    let size = header.size;
+    if range.is_empty() || range.end > size {
+        let image = tables.file().name.to_string();
+        return Err(Error::OutOfRange { image, start: range.start, end: range.end, size });
+    }
+    let host_end = tables.host_end();
+    let first = range.start >> bits.bits();
+    let end = bits.clusters_for(range.end);
+    let mut run: Option<MappingKind> = None;
+    let mut next = first;
+    while next < end {
+        let l1_index = next / bits.l2_entries();
+        let table_end = end.min((l1_index + 1) * bits.l2_entries());
+        let table = match tables.l2_table(l1_index) {
+            Ok(table) => table,
+            // What lies before the damage stays readable.
+            Err(_) if run.is_some() => break,
+            Err(error) => return Err(error),
+        };
+        let Some(table) = table else {
+            match run {
+                None | Some(MappingKind::Unallocated) => run = Some(MappingKind::Unallocated),
+                Some(_) => break,
+            }
+            next = table_end;
+            continue;
+        };
+        let from = in_memory(next % bits.l2_entries());
+        let entries = table.get(from..from + in_memory(table_end - next)).unwrap_or_default();
+        let whole_table = next;
+        for &entry in entries {
+            let kind = match checked(entry, GuestCluster(next), header, host_end) {
+                Ok(kind) => kind,
+                Err(what) if run.is_none() => return Err(tables.file().corrupt(what)),
+                Err(_) => break,
+            };
+            match run {
+                None => run = Some(kind),
+                Some(run) if run.continues((next - first) << bits.bits(), kind) => {}
+                Some(_) => break,
+            }
+            next += 1;
+        }
+        if next < table_end || next == whole_table {
+            break;
+        }
+    }
+    let kind = run.unwrap_or(MappingKind::Unallocated).skip(bits.offset_within(range.start));
+    Ok(Mapping { range: range.start..range.end.min(next << bits.bits()), kind })
+}
+
+/// What an entry says, after a check that it points into the file.
+fn checked(entry: L2Entry, cluster: GuestCluster, header: &Header, host_end: u64) -> Result<MappingKind, Corruption> {
+    let bits = header.cluster_bits;
+    let place = || Place::L2Entry(bits.guest_offset(cluster));
+    let data_cluster = |host: HostOffset, may_lie_past_the_end: bool| {
+        if bits.offset_within(host.0) != 0 {
+            return Err(Corruption::Misaligned { place: place(), offset: host });
+        }
+        if host.0 >= host_end && !may_lie_past_the_end {
+            return Err(Corruption::PastEnd { place: place(), offset: host, len: bits.size(), file_size: host_end });
+        }
+        Ok(host)
+    };
+    Ok(match entry.decode(bits, header.version) {
+        Cluster::Unallocated => MappingKind::Unallocated,
+        Cluster::Zero { host: None } => MappingKind::Zero { host: None },
+        Cluster::Zero { host: Some(host) } => MappingKind::Zero { host: Some(data_cluster(host, true)?) },
+        Cluster::Data { host } => MappingKind::Data { host: data_cluster(host, false)? },
+        Cluster::Compressed { host, len } => {
+            if host.0 >= host_end {
+                return Err(Corruption::PastEnd { place: place(), offset: host, len, file_size: host_end });
+            }
+            MappingKind::Compressed { host, len: len.min(host_end - host.0) }
+        }
+    })
+}
+
+/// The part of a cluster that a range covers, relative to the cluster's start.
+pub(crate) fn within_cluster(bits: ClusterBits, range: &Range<u64>) -> Range<usize> {
+    let start = bits.offset_within(range.start);
+    in_memory(start)..in_memory(start + (range.end - range.start))
+}
