@@ -1,0 +1,196 @@
+//! Feature bits of the superblock: what they are called, which of them can be read and which can be written.
+
+use crate::Error;
+
+pub(crate) mod compat {
+    pub(crate) const HAS_JOURNAL: u32 = 0x4;
+    pub(crate) const DIR_INDEX: u32 = 0x20;
+    pub(crate) const SPARSE_SUPER2: u32 = 0x200;
+    pub(crate) const ORPHAN_FILE: u32 = 0x1000;
+}
+
+pub(crate) mod incompat {
+    pub(crate) const FILETYPE: u32 = 0x2;
+    pub(crate) const RECOVER: u32 = 0x4;
+    pub(crate) const META_BG: u32 = 0x10;
+    pub(crate) const EXTENTS: u32 = 0x40;
+    pub(crate) const SIXTY_FOUR_BIT: u32 = 0x80;
+    pub(crate) const FLEX_BG: u32 = 0x200;
+    pub(crate) const CSUM_SEED: u32 = 0x2000;
+    pub(crate) const CASEFOLD: u32 = 0x2_0000;
+}
+
+pub(crate) mod ro_compat {
+    pub(crate) const SPARSE_SUPER: u32 = 0x1;
+    pub(crate) const LARGE_FILE: u32 = 0x2;
+    pub(crate) const HUGE_FILE: u32 = 0x8;
+    pub(crate) const GDT_CSUM: u32 = 0x10;
+    pub(crate) const DIR_NLINK: u32 = 0x20;
+    pub(crate) const METADATA_CSUM: u32 = 0x400;
+    pub(crate) const ORPHAN_PRESENT: u32 = 0x1_0000;
+}
+
+/// What this crate does with a feature.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Support {
+    None,
+    Read,
+    Write,
+}
+
+struct Feature {
+    bit: u32,
+    name: &'static str,
+    support: Support,
+}
+
+const fn feature(bit: u32, name: &'static str, support: Support) -> Feature {
+    Feature { bit, name, support }
+}
+
+const COMPAT: &[Feature] = &[
+    feature(0x1, "dir_prealloc", Support::Write),
+    feature(0x2, "imagic_inodes", Support::Read),
+    feature(compat::HAS_JOURNAL, "has_journal", Support::Write),
+    feature(0x8, "ext_attr", Support::Write),
+    feature(0x10, "resize_inode", Support::Write),
+    feature(compat::DIR_INDEX, "dir_index", Support::Write),
+    feature(0x40, "lazy_bg", Support::Read),
+    feature(0x80, "exclude_inode", Support::Read),
+    feature(0x100, "exclude_bitmap", Support::Read),
+    feature(compat::SPARSE_SUPER2, "sparse_super2", Support::Write),
+    // Fast commits matter to a dirty journal alone, and the journal looks for them.
+    feature(0x400, "fast_commit", Support::Write),
+    feature(0x800, "stable_inodes", Support::Write),
+    feature(compat::ORPHAN_FILE, "orphan_file", Support::Write),
+];
+
+const INCOMPAT: &[Feature] = &[
+    feature(0x1, "compression", Support::None),
+    feature(incompat::FILETYPE, "filetype", Support::Write),
+    feature(incompat::RECOVER, "needs_recovery", Support::Write),
+    feature(0x8, "journal_dev", Support::None),
+    feature(incompat::META_BG, "meta_bg", Support::Read),
+    feature(incompat::EXTENTS, "extent", Support::Write),
+    feature(incompat::SIXTY_FOUR_BIT, "64bit", Support::Write),
+    feature(0x100, "mmp", Support::Read),
+    feature(incompat::FLEX_BG, "flex_bg", Support::Write),
+    feature(0x400, "ea_inode", Support::Read),
+    feature(0x1000, "dirdata", Support::None),
+    feature(incompat::CSUM_SEED, "metadata_csum_seed", Support::Write),
+    feature(0x4000, "large_dir", Support::Read),
+    feature(0x8000, "inline_data", Support::Read),
+    feature(0x1_0000, "encrypt", Support::Read),
+    feature(incompat::CASEFOLD, "casefold", Support::Read),
+];
+
+const RO_COMPAT: &[Feature] = &[
+    feature(ro_compat::SPARSE_SUPER, "sparse_super", Support::Write),
+    feature(ro_compat::LARGE_FILE, "large_file", Support::Write),
+    feature(0x4, "btree_dir", Support::Read),
+    feature(ro_compat::HUGE_FILE, "huge_file", Support::Write),
+    feature(ro_compat::GDT_CSUM, "uninit_bg", Support::Write),
+    feature(ro_compat::DIR_NLINK, "dir_nlink", Support::Write),
+    feature(0x40, "extra_isize", Support::Write),
+    feature(0x80, "has_snapshot", Support::Read),
+    feature(0x100, "quota", Support::Read),
+    feature(0x200, "bigalloc", Support::Read),
+    feature(ro_compat::METADATA_CSUM, "metadata_csum", Support::Write),
+    feature(0x800, "replica", Support::Read),
+    feature(0x1000, "read-only", Support::Read),
+    feature(0x2000, "project", Support::Read),
+    feature(0x4000, "shared_blocks", Support::Read),
+    feature(0x8000, "verity", Support::Read),
+    feature(ro_compat::ORPHAN_PRESENT, "orphan_present", Support::Write),
+];
+
+/// The three sets of feature bits of a superblock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Features {
+    pub(crate) compat: u32,
+    pub(crate) incompat: u32,
+    pub(crate) ro_compat: u32,
+}
+
+impl Features {
+    pub(crate) fn has_compat(self, bit: u32) -> bool {
+        self.compat & bit != 0
+    }
+
+    pub(crate) fn has_incompat(self, bit: u32) -> bool {
+        self.incompat & bit != 0
+    }
+
+    pub(crate) fn has_ro_compat(self, bit: u32) -> bool {
+        self.ro_compat & bit != 0
+    }
+
+    /// Refuses what changes the format in ways that a reader must know. Unknown compatible and read-only-compatible bits are fine.
+    pub(crate) fn check_readable(self) -> Result<(), Error> {
+        let missing = below(self.incompat, INCOMPAT, Support::Read, "incompat");
+        if missing.is_empty() { Ok(()) } else { Err(Error::unsupported(describe(&missing))) }
+    }
+
+    /// Refuses everything that a writer does not keep up.
+    pub(crate) fn check_writable(self) -> Result<(), Error> {
+        self.check_readable()?;
+        let missing = [
+            below(self.compat, COMPAT, Support::Write, "compat"),
+            below(self.incompat, INCOMPAT, Support::Write, "incompat"),
+            below(self.ro_compat, RO_COMPAT, Support::Write, "ro_compat"),
+        ]
+        .concat();
+        if missing.is_empty() { Ok(()) } else { Err(Error::unsupported_for_writing(describe(&missing))) }
+    }
+}
+
+fn describe(names: &[String]) -> String {
+    let noun = if names.len() == 1 { "the file system feature" } else { "the set of file system features" };
+    format!("{noun} {}", names.join(", "))
+}
+
+/// The names of the bits in `mask` that have less than the `wanted` support.
+fn below(mask: u32, table: &[Feature], wanted: Support, set: &str) -> Vec<String> {
+    (0..u32::BITS)
+        .map(|shift| 1 << shift)
+        .filter(|bit| mask & bit != 0)
+        .filter_map(|bit| match table.iter().find(|feature| feature.bit == bit) {
+            Some(feature) if feature.support >= wanted => None,
+            Some(feature) => Some(feature.name.to_owned()),
+            None => Some(format!("{set} 0x{bit:x}")),
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn refuses_by_name() {
+        let plain = Features { compat: 0x1c | 0x20, incompat: 0x2c2, ro_compat: 0x46b };
+        assert!(plain.check_writable().is_ok());
+        let quota = Features { ro_compat: 0x100, ..plain };
+        assert!(quota.check_readable().is_ok());
+        assert_eq!(
+            quota.check_writable().unwrap_err().to_string(),
+            "the file system feature quota is not supported for writing"
+        );
+        let odd = Features { incompat: 0x8000_0001, ..plain };
+        assert_eq!(
+            odd.check_readable().unwrap_err().to_string(),
+            "the set of file system features compression, incompat 0x80000000 is not supported"
+        );
+    }
+
+    #[test]
+    fn every_bit_is_listed_once() {
+        for table in [COMPAT, INCOMPAT, RO_COMPAT] {
+            let all = table.iter().fold(0_u32, |seen, feature| {
+                assert_eq!(seen & feature.bit, 0, "{}", feature.name);
+                seen | feature.bit
+            });
+            assert_eq!(all.count_ones() as usize, table.len());
+        }
+    }
+}
