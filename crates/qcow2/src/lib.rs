@@ -6,6 +6,7 @@
 
 mod cache;
 pub mod codec;
+mod create;
 mod entry;
 mod error;
 pub mod extension;
@@ -14,9 +15,11 @@ mod file;
 mod header;
 mod layer;
 mod mapping;
+mod refcount;
 mod types;
 mod writer;
 
+pub use create::{Backing, CreateOptions, create};
 pub use error::{Action, Corruption, Error, Place, WriteObstacle};
 pub use extension::Extension;
 pub use features::Features;
