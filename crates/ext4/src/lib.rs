@@ -1,6 +1,7 @@
 //! ext2, ext3 and ext4 file systems, read and edited in place on any block device, without a kernel.
 
 mod checksum;
+mod dir;
 mod error;
 mod features;
 mod group;
