@@ -1,1 +1,21 @@
-//! Placeholder.
+//! Disk images as users name them: a path, a format, a chain of backing files, a lock.
+//!
+//! [`Image::open`] opens a whole chain and shows it as one [`BlockRead`](qtk_block::BlockRead) device;
+//! [`Image::begin`] starts a [`Transaction`], in which every change happens or does not, whatever kills the process.
+//! [`flatten`] merges a chain into one file, [`compare`] tells whether two devices hold the same, [`info`] and [`map`] say
+//! what `qemu-img` would say about an image.
+
+mod chain;
+mod error;
+mod format;
+mod image;
+mod layer;
+mod name;
+mod open;
+
+pub use chain::{Chain, Run, Runs};
+pub use error::Error;
+pub use format::Format;
+pub use image::Image;
+pub use layer::ChainLayer;
+pub use open::{BackingPolicy, OpenOptions, Warning};

@@ -1,0 +1,175 @@
+use std::io;
+use std::ops::Range;
+use std::sync::Arc;
+
+use qtk_block::{BlockRead, Extent, ExtentKind};
+use qtk_qcow2::{Mapping, MappingKind};
+
+use crate::{ChainLayer, Error};
+
+/// Layers on top of each other, read as one device. The first one is on top; what none of them holds is zero.
+#[derive(Clone, Debug)]
+pub struct Chain {
+    layers: Arc<[ChainLayer]>,
+    top: usize,
+}
+
+/// A run of a chain that one layer stores in one way.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Run {
+    /// Byte range on the guest's disk.
+    pub range: Range<u64>,
+    /// The layer it was found in, counted from the top. For an unallocated run the lowest layer that reaches so far.
+    pub depth: usize,
+    /// How that layer stores it.
+    pub kind: MappingKind,
+}
+
+impl Chain {
+    pub(crate) fn new(layers: Vec<ChainLayer>) -> Self {
+        Self { layers: layers.into(), top: 0 }
+    }
+
+    /// The layers, topmost first.
+    #[must_use]
+    pub fn layers(&self) -> &[ChainLayer] {
+        &self.layers[self.top..]
+    }
+
+    /// The chain that the topmost layer lies on, if any.
+    #[must_use]
+    pub fn beneath(&self) -> Option<Self> {
+        (self.top + 1 < self.layers.len()).then(|| Self { layers: self.layers.clone(), top: self.top + 1 })
+    }
+
+    /// All runs of `range`, which must lie on the device.
+    #[must_use]
+    pub fn runs(&self, range: Range<u64>) -> Runs<'_> {
+        Runs { layers: self.layers(), range, found: vec![None; self.layers().len()] }
+    }
+
+    fn checked(&self, offset: u64, len: u64) -> io::Result<Range<u64>> {
+        let end = offset.checked_add(len).filter(|&end| end <= self.size());
+        end.map(|end| offset..end).ok_or_else(|| {
+            let size = self.size();
+            let problem = format!("{len} bytes at offset {offset} reach past the end of a disk of {size} bytes");
+            io::Error::new(io::ErrorKind::UnexpectedEof, problem)
+        })
+    }
+
+    pub(crate) fn read_run(&self, buf: &mut [u8], run: &Run) -> Result<(), Error> {
+        let layer = &self.layers()[run.depth];
+        layer.read_run(buf, run.range.start, run.kind).map_err(|source| Error::Read {
+            path: layer.path().to_owned(),
+            offset: run.range.start,
+            source,
+        })
+    }
+}
+
+impl BlockRead for Chain {
+    fn size(&self) -> u64 {
+        self.layers().first().map_or(0, ChainLayer::size)
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        let mut rest = buf;
+        for run in self.runs(self.checked(offset, rest.len() as u64)?) {
+            let run = run?;
+            let (part, tail) = rest.split_at_mut(in_memory(run.range.end - run.range.start));
+            self.read_run(part, &run)?;
+            rest = tail;
+        }
+        Ok(())
+    }
+
+    fn extent(&self, range: Range<u64>) -> io::Result<Extent> {
+        let start = range.start;
+        let mut runs = self.runs(range);
+        let Some(first) = runs.next() else {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "an extent must not be empty"));
+        };
+        let first = first?;
+        // The layers above hide the difference between a zero that is stored and one that nobody stored.
+        let is_data = |kind: MappingKind| kind.extent_kind() == ExtentKind::Data;
+        let kind = if is_data(first.kind) { ExtentKind::Data } else { ExtentKind::Zero };
+        let same = runs.map_while(Result::ok).take_while(|run| is_data(run.kind) == is_data(first.kind));
+        let end = same.last().map_or(first.range.end, |run| run.range.end);
+        Ok(Extent { range: start..end, kind })
+    }
+}
+
+/// The runs of a range of a chain, in order. Looks at each table of each layer once.
+#[derive(Debug)]
+pub struct Runs<'a> {
+    layers: &'a [ChainLayer],
+    range: Range<u64>,
+    /// The last mapping asked of each layer.
+    found: Vec<Option<Mapping>>,
+}
+
+impl Runs<'_> {
+    /// Goes on at `offset`, which must not lie before the last run's end.
+    pub fn skip_to(&mut self, offset: u64) {
+        self.range.start = offset.min(self.range.end);
+    }
+
+    fn mapping(&mut self, depth: usize, end: u64) -> Result<Mapping, Error> {
+        let at = self.range.start;
+        let known = self.found[depth].take().filter(|mapping| mapping.range.contains(&at));
+        let mapping = match known {
+            Some(mapping) => mapping,
+            // Asked for as much as the iteration can use, so that the answer serves many runs of the layers beneath.
+            None => self.layers[depth].mapping(at..self.range.end.min(self.layers[depth].size()))?,
+        };
+        let run = Mapping { range: at..mapping.range.end.min(end), kind: skip(mapping.kind, at - mapping.range.start) };
+        self.found[depth] = Some(mapping);
+        Ok(run)
+    }
+
+    fn find(&mut self) -> Result<Run, Error> {
+        let mut end = self.range.end;
+        let mut depth = 0;
+        loop {
+            let mapping = self.mapping(depth, end)?;
+            end = mapping.range.end;
+            let beneath = self.layers.get(depth + 1).is_some_and(|layer| layer.size() > self.range.start);
+            if mapping.kind == MappingKind::Unallocated && beneath {
+                depth += 1;
+                continue;
+            }
+            return Ok(Run { range: mapping.range, depth, kind: mapping.kind });
+        }
+    }
+}
+
+impl Iterator for Runs<'_> {
+    type Item = Result<Run, Error>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.range.is_empty() {
+            return None;
+        }
+        let run = self.find();
+        self.range.start = match &run {
+            Ok(run) => run.range.end,
+            Err(_) => self.range.end,
+        };
+        Some(run)
+    }
+}
+
+/// A run without its first `bytes`. A compressed cluster has no address within.
+fn skip(kind: MappingKind, bytes: u64) -> MappingKind {
+    let on = |host: qtk_qcow2::HostOffset| qtk_qcow2::HostOffset(host.0 + bytes);
+    match kind {
+        MappingKind::Data { host } => MappingKind::Data { host: on(host) },
+        MappingKind::Zero { host } => MappingKind::Zero { host: host.map(on) },
+        other => other,
+    }
+}
+
+/// A length within a buffer that is in memory already.
+pub(crate) fn in_memory(len: u64) -> usize {
+    usize::try_from(len).unwrap_or(usize::MAX)
+}

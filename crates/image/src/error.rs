@@ -1,0 +1,184 @@
+use std::io;
+use std::path::PathBuf;
+
+/// Why something could not be done with an image. Every variant names the image and what to do next.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The host refused or failed.
+    #[error("{}: cannot {action}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What was tried.
+        action: &'static str,
+        /// What the host said.
+        source: io::Error,
+    },
+    /// A qcow2 file could not be read or written.
+    #[error(transparent)]
+    Qcow2(#[from] qtk_qcow2::Error),
+    /// The content of an image could not be read.
+    #[error("{}: cannot read at guest offset {offset:#x}", path.display())]
+    Read {
+        /// The image.
+        path: PathBuf,
+        /// Where on the guest's disk.
+        offset: u64,
+        /// Why.
+        source: io::Error,
+    },
+    /// Another process uses the image in a way that forbids ours.
+    #[error(
+        "{}: in use by another process, which holds its \"{permission}\" lock; stop the VM or tool that has it open{}",
+        path.display(),
+        if *shareable { ", or read it all the same with -U" } else { "" }
+    )]
+    Busy {
+        /// The image.
+        path: PathBuf,
+        /// The permission in conflict, as QEMU names it.
+        permission: &'static str,
+        /// Whether opening with [`share`](crate::OpenOptions::share) would work.
+        shareable: bool,
+    },
+    /// The image names a backing file that cannot be opened.
+    #[error("{}: its backing file cannot be opened", image.display())]
+    Backing {
+        /// The image that names the backing file.
+        image: PathBuf,
+        /// Why.
+        source: Box<Error>,
+    },
+    /// The image names a backing file, and the caller does not follow any, or not that one.
+    #[error(
+        "{}: its backing file {backing:?} is not followed, as it lies outside of what is allowed; flatten the image first",
+        image.display()
+    )]
+    BackingDenied {
+        /// The image that names the backing file.
+        image: PathBuf,
+        /// The name, as stored.
+        backing: String,
+    },
+    /// A chain of backing files comes back to a file it holds already.
+    #[error(
+        "{}: the chain of backing files comes back to {}; point one of them elsewhere with `qemu-img rebase -u`",
+        image.display(),
+        again.display()
+    )]
+    BackingLoop {
+        /// The image that names the backing file.
+        image: PathBuf,
+        /// The file that is in the chain already.
+        again: PathBuf,
+    },
+    /// A chain of more backing files than anybody has.
+    #[error("{}: the chain of backing files is longer than {limit}; flatten a part of it first", image.display())]
+    ChainTooLong {
+        /// The last image that was opened.
+        image: PathBuf,
+        /// Most layers of a chain.
+        limit: usize,
+    },
+    /// A name that stands for something other than a local file.
+    #[error("{name:?} is not a local file ({protocol}: names are not supported); copy or attach the image locally")]
+    Protocol {
+        /// The name.
+        name: String,
+        /// What stands before its colon.
+        protocol: String,
+    },
+    /// A format that is neither raw nor qcow2.
+    #[error("{}: {format} images are not supported; convert it with `qemu-img convert -O qcow2`", path.display())]
+    UnsupportedFormat {
+        /// The image.
+        path: PathBuf,
+        /// The format's name.
+        format: String,
+    },
+    /// What was asked for does not go with the image or the other options.
+    #[error("{}: {problem}", path.display())]
+    Invalid {
+        /// The image.
+        path: PathBuf,
+        /// What does not fit, and what would.
+        problem: String,
+    },
+    /// A raw image was opened without naming its format, and would become another format's file.
+    #[error(
+        "{}: the change would make this raw image look like {format}; name its format (--format raw) if that is meant",
+        path.display()
+    )]
+    WouldChangeFormat {
+        /// The image.
+        path: PathBuf,
+        /// What it would look like.
+        format: String,
+    },
+    /// A raw image was changed by somebody else while a transaction on it was unfinished.
+    #[error(
+        "{}: changed by another program at offset {offset:#x} before the transaction in {} was finished; remove {} to keep the \
+         image as it is, or copy the wanted state out of that file, which is a qcow2 overlay on the image",
+        path.display(), log.display(), log.display()
+    )]
+    ForeignChange {
+        /// The raw image.
+        path: PathBuf,
+        /// Its redo log.
+        log: PathBuf,
+        /// The first byte in dispute.
+        offset: u64,
+    },
+    /// A second transaction was begun on an image that was opened once.
+    #[error("{}: it had a transaction since it was opened; open it again", path.display())]
+    TransactionOver {
+        /// The image.
+        path: PathBuf,
+    },
+    /// A codec refused its options.
+    #[error("{}: cannot compress", path.display())]
+    Codec {
+        /// The image to be written.
+        path: PathBuf,
+        /// Why.
+        source: qtk_qcow2::codec::CodecError,
+    },
+    /// A worker thread panicked.
+    #[error("{}: an internal error ended the work; please report it", path.display())]
+    WorkerPanicked {
+        /// The image that was being written.
+        path: PathBuf,
+    },
+}
+
+impl Error {
+    pub(crate) fn io(path: impl Into<PathBuf>, action: &'static str) -> impl FnOnce(io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::Io { path, action, source }
+    }
+
+    /// Whether an image was found damaged, rather than absent, in use or unsupported.
+    #[must_use]
+    pub fn is_corruption(&self) -> bool {
+        match self {
+            Self::Qcow2(error) => matches!(error, qtk_qcow2::Error::Corrupt { .. }),
+            Self::Backing { source, .. } => source.is_corruption(),
+            Self::Io { source, .. } | Self::Read { source, .. } => source.kind() == io::ErrorKind::InvalidData,
+            _ => false,
+        }
+    }
+}
+
+impl From<Error> for io::Error {
+    fn from(error: Error) -> Self {
+        let kind = match &error {
+            Error::Io { source, .. } | Error::Read { source, .. } => source.kind(),
+            Error::Busy { .. } => io::ErrorKind::ResourceBusy,
+            Error::Protocol { .. } | Error::UnsupportedFormat { .. } => io::ErrorKind::Unsupported,
+            _ if error.is_corruption() => io::ErrorKind::InvalidData,
+            _ => io::ErrorKind::Other,
+        };
+        Self::new(kind, error)
+    }
+}

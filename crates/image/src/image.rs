@@ -1,0 +1,81 @@
+use std::io;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use qtk_block::{BlockRead, Extent};
+
+use crate::open::{self, OpenOptions, Warning};
+use crate::{Chain, ChainLayer, Error, Format, Runs};
+
+/// An image with everything it lies on, locked as QEMU would lock it. Reads as the guest sees its disk.
+#[derive(Debug)]
+pub struct Image {
+    path: PathBuf,
+    chain: Chain,
+    warnings: Vec<Warning>,
+}
+
+impl Image {
+    /// Opens the image at `path` and its chain of backing files.
+    pub fn open(path: impl AsRef<Path>, options: &OpenOptions) -> Result<Self, Error> {
+        let path = path.as_ref();
+        let top = open::open_layer(path, options)?;
+        let (chain, warnings) = open::open_chain(vec![top], options)?;
+        Ok(Self { path: path.to_owned(), chain, warnings })
+    }
+
+    /// Opens the file at `path` alone, whatever it lies on: for looking at its metadata.
+    pub fn open_layer(path: impl AsRef<Path>, options: &OpenOptions) -> Result<ChainLayer, Error> {
+        open::open_layer(path.as_ref(), options)
+    }
+
+    /// The name that the image was opened by.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The format of the topmost file.
+    #[must_use]
+    pub fn format(&self) -> Format {
+        self.chain.layers().first().map_or(Format::Raw, ChainLayer::format)
+    }
+
+    /// The files of the chain, topmost first.
+    #[must_use]
+    pub fn layers(&self) -> &[ChainLayer] {
+        self.chain.layers()
+    }
+
+    /// The chain as a device that can be kept when the image is gone.
+    #[must_use]
+    pub fn chain(&self) -> &Chain {
+        &self.chain
+    }
+
+    /// What the user should be told.
+    #[must_use]
+    pub fn warnings(&self) -> &[Warning] {
+        &self.warnings
+    }
+
+    /// How the chain stores `range`, which must lie on the disk, run by run.
+    #[must_use]
+    pub fn runs(&self, range: Range<u64>) -> Runs<'_> {
+        self.chain.runs(range)
+    }
+}
+
+impl BlockRead for Image {
+    fn size(&self) -> u64 {
+        self.chain.size()
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        self.chain.read_at(buf, offset)
+    }
+
+    fn extent(&self, range: Range<u64>) -> io::Result<Extent> {
+        self.chain.extent(range)
+    }
+}

@@ -1,0 +1,202 @@
+use std::io;
+use std::ops::Range;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use qtk_block::{Access, BlockRead, ExtentKind, HostStorage, ImageLock, LockError, LockMode, RawFile};
+use qtk_qcow2::{HostOffset, Mapping, MappingKind};
+
+use crate::format::{Probe, probe};
+use crate::{Error, Format};
+
+/// QEMU sees disks in whole sectors: a raw file of any other length reads as zeroes to the end of its last one.
+pub(crate) const SECTOR: u64 = 512;
+
+/// A file on the host, whatever name it goes by.
+pub(crate) type FileId = (u64, u64);
+
+/// The file that `path` leads to, if there is one.
+pub(crate) fn file_id(path: &Path) -> Option<FileId> {
+    path.metadata().ok().map(|metadata| (metadata.dev(), metadata.ino()))
+}
+
+/// How a layer is to be opened.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct LayerOptions {
+    pub(crate) format: Option<Format>,
+    pub(crate) access: Access,
+    pub(crate) share: bool,
+}
+
+/// One file of a chain, without what lies beneath it.
+#[derive(Debug)]
+pub struct ChainLayer {
+    path: PathBuf,
+    id: FileId,
+    file: Arc<RawFile>,
+    content: Content,
+    size: u64,
+    format_probed: bool,
+    _lock: Option<ImageLock>,
+}
+
+#[derive(Debug)]
+enum Content {
+    Raw,
+    Qcow2(Arc<qtk_qcow2::Layer>),
+}
+
+impl ChainLayer {
+    pub(crate) fn open(path: &Path, options: LayerOptions) -> Result<Self, Error> {
+        let action = if options.access == Access::ReadWrite { "open it for writing" } else { "open it" };
+        let file = RawFile::open(path, options.access).map_err(Error::io(path, action))?;
+        let metadata = file.file().metadata().map_err(Error::io(path, "look at it"))?;
+        let format = match options.format {
+            Some(format) => format,
+            None => match probe(&file).map_err(Error::io(path, "read its first bytes"))? {
+                Probe::Known(format) => format,
+                Probe::Foreign(name) => {
+                    return Err(Error::UnsupportedFormat { path: path.to_owned(), format: name.to_owned() });
+                }
+            },
+        };
+        let lock = lock(path, &file, format, options)?;
+        let file = Arc::new(file);
+        let content = match format {
+            Format::Raw => Content::Raw,
+            Format::Qcow2 => {
+                let storage: Arc<dyn HostStorage> = file.clone();
+                Content::Qcow2(Arc::new(qtk_qcow2::Layer::open(storage, path.to_string_lossy())?))
+            }
+        };
+        let size = match &content {
+            Content::Raw => file.size().next_multiple_of(SECTOR),
+            Content::Qcow2(layer) => layer.size(),
+        };
+        let id = (metadata.dev(), metadata.ino());
+        Ok(Self {
+            path: path.to_owned(),
+            id,
+            file,
+            content,
+            size,
+            format_probed: options.format.is_none(),
+            _lock: lock,
+        })
+    }
+
+    /// The name that the file was opened by.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Its format.
+    #[must_use]
+    pub fn format(&self) -> Format {
+        match self.content {
+            Content::Raw => Format::Raw,
+            Content::Qcow2(_) => Format::Qcow2,
+        }
+    }
+
+    /// The file itself.
+    #[must_use]
+    pub fn file(&self) -> &Arc<RawFile> {
+        &self.file
+    }
+
+    /// The qcow2 layer, if it is one.
+    #[must_use]
+    pub fn qcow2(&self) -> Option<&Arc<qtk_qcow2::Layer>> {
+        match &self.content {
+            Content::Raw => None,
+            Content::Qcow2(layer) => Some(layer),
+        }
+    }
+
+    /// Size of the disk in bytes, in whole sectors.
+    #[must_use]
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// Name of the backing file, as stored.
+    #[must_use]
+    pub fn backing_name(&self) -> Option<&str> {
+        self.qcow2()?.header().backing_name.as_deref()
+    }
+
+    /// Whether the format was guessed from the content.
+    pub(crate) fn format_probed(&self) -> bool {
+        self.format_probed
+    }
+
+    pub(crate) fn id(&self) -> FileId {
+        self.id
+    }
+
+    /// The longest run from `range.start` that the layer stores in one way. `range` must not be empty and must lie on it.
+    pub fn mapping(&self, range: Range<u64>) -> Result<Mapping, Error> {
+        match &self.content {
+            Content::Qcow2(layer) => Ok(layer.mapping(range)?),
+            Content::Raw => {
+                let at = range.start;
+                let extent = self.file.extent(range.clone()).map_err(Error::io(&self.path, "find its holes"))?;
+                let host = HostOffset(at);
+                Ok(match extent.kind {
+                    ExtentKind::Data => {
+                        let end = extent.range.end.next_multiple_of(SECTOR).min(range.end);
+                        Mapping { range: at..end, kind: MappingKind::Data { host } }
+                    }
+                    ExtentKind::Zero | ExtentKind::Unallocated => {
+                        Mapping { range: extent.range, kind: MappingKind::Zero { host: Some(host) } }
+                    }
+                })
+            }
+        }
+    }
+
+    /// Fills `buf` with the content of the run of a [mapping](Self::mapping) of this layer that begins at guest offset `at`.
+    pub(crate) fn read_run(&self, buf: &mut [u8], at: u64, kind: MappingKind) -> io::Result<()> {
+        match kind {
+            MappingKind::Unallocated | MappingKind::Zero { .. } => {
+                buf.fill(0);
+                Ok(())
+            }
+            MappingKind::Data { host } => self.read_host(buf, host),
+            MappingKind::Compressed { .. } => match &self.content {
+                Content::Qcow2(layer) => layer.read_at(buf, at),
+                Content::Raw => self.read_host(buf, HostOffset(at)),
+            },
+        }
+    }
+
+    /// Reads the file itself; past its end lie zeroes.
+    pub(crate) fn read_host(&self, buf: &mut [u8], host: HostOffset) -> io::Result<()> {
+        let stored = usize::try_from(self.file.size().saturating_sub(host.0)).unwrap_or(usize::MAX).min(buf.len());
+        let (head, tail) = buf.split_at_mut(stored);
+        tail.fill(0);
+        if head.is_empty() { Ok(()) } else { self.file.read_at(head, host.0) }
+    }
+}
+
+/// Takes the locks that QEMU takes: those who read raw data let others write, but the metadata of a qcow2 file must hold still.
+fn lock(path: &Path, file: &RawFile, format: Format, options: LayerOptions) -> Result<Option<ImageLock>, Error> {
+    let mode = match (options.access, format) {
+        (Access::ReadWrite, _) => LockMode::Write,
+        (Access::ReadOnly, _) if options.share => return Ok(None),
+        (Access::ReadOnly, Format::Raw) => LockMode::ReadShared,
+        (Access::ReadOnly, Format::Qcow2) => LockMode::Read,
+    };
+    match ImageLock::acquire(file.file(), mode) {
+        Ok(lock) => Ok(Some(lock)),
+        Err(LockError::Busy { permission }) => {
+            let shareable = options.access == Access::ReadOnly;
+            Err(Error::Busy { path: path.to_owned(), permission, shareable })
+        }
+        Err(LockError::Io(source)) => Err(Error::Io { path: path.to_owned(), action: "lock it", source }),
+        Err(other) => Err(Error::Io { path: path.to_owned(), action: "lock it", source: io::Error::other(other) }),
+    }
+}
