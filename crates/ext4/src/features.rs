@@ -17,7 +17,7 @@ pub(crate) mod incompat {
     pub(crate) const SIXTY_FOUR_BIT: u32 = 0x80;
     pub(crate) const FLEX_BG: u32 = 0x200;
     pub(crate) const CSUM_SEED: u32 = 0x2000;
-    pub(crate) const CASEFOLD: u32 = 0x2_0000;
+    pub(crate) const LARGE_DIR: u32 = 0x4000;
 }
 
 pub(crate) mod ro_compat {
@@ -78,10 +78,10 @@ const INCOMPAT: &[Feature] = &[
     feature(0x400, "ea_inode", Support::Read),
     feature(0x1000, "dirdata", Support::None),
     feature(incompat::CSUM_SEED, "metadata_csum_seed", Support::Write),
-    feature(0x4000, "large_dir", Support::Read),
+    feature(incompat::LARGE_DIR, "large_dir", Support::Read),
     feature(0x8000, "inline_data", Support::Read),
     feature(0x1_0000, "encrypt", Support::Read),
-    feature(incompat::CASEFOLD, "casefold", Support::Read),
+    feature(0x2_0000, "casefold", Support::Read),
 ];
 
 const RO_COMPAT: &[Feature] = &[

@@ -1,5 +1,7 @@
 //! ext2, ext3 and ext4 file systems, read and edited in place on any block device, without a kernel.
 
+mod acl;
+mod attributes;
 mod block_map;
 mod cache;
 mod checksum;
@@ -12,11 +14,14 @@ mod fs;
 mod group;
 mod ids;
 mod inode;
+mod lookup;
 mod map;
 mod metadata;
 mod superblock;
+mod xattr;
 
 pub use error::{Error, Place, Result};
 pub use fs::Ext4;
 pub use ids::{BlockNr, GroupNr, Ino};
+pub use lookup::DirEntry;
 pub use metadata::{FileType, Metadata, Timestamp};

@@ -69,6 +69,33 @@ impl FileType {
         })
     }
 
+    /// From the code that directory entries use.
+    pub(crate) fn of_entry_code(code: u8) -> Option<Self> {
+        const TYPES: [FileType; 7] = [
+            FileType::Regular,
+            FileType::Directory,
+            FileType::CharDevice,
+            FileType::BlockDevice,
+            FileType::Fifo,
+            FileType::Socket,
+            FileType::Symlink,
+        ];
+        TYPES.get(usize::from(code).checked_sub(1)?).copied()
+    }
+
+    /// The code that directory entries use.
+    pub(crate) fn entry_code(self) -> u8 {
+        match self {
+            Self::Regular => 1,
+            Self::Directory => 2,
+            Self::CharDevice => 3,
+            Self::BlockDevice => 4,
+            Self::Fifo => 5,
+            Self::Socket => 6,
+            Self::Symlink => 7,
+        }
+    }
+
     /// The type's bits of an inode's mode.
     pub(crate) fn mode(self) -> u16 {
         match self {
