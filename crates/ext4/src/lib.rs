@@ -14,6 +14,7 @@ mod fs;
 mod group;
 mod ids;
 mod inode;
+mod journal;
 mod lookup;
 mod map;
 mod metadata;

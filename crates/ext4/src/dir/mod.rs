@@ -16,7 +16,6 @@ use crate::superblock::HashParameters;
 
 pub(crate) use entry::Entry;
 use entry::{Leaf, Record};
-use hash::HashFunction;
 use htree::Walk;
 use index::{Node, Root};
 

@@ -1,5 +1,6 @@
 use std::collections::BTreeMap;
 
+use super::hash::HashFunction;
 use super::*;
 
 /// Blocks in memory, at most `capacity` of them.
