@@ -1,6 +1,6 @@
 use std::sync::Arc;
 
-use qtk_block::BlockRead;
+use qtk_block::{BlockRead, Overlay};
 
 use crate::cache::Cache;
 use crate::checksum::{self, Seed};
@@ -8,6 +8,7 @@ use crate::error::{Error, Place, Result};
 use crate::features::ro_compat;
 use crate::group::GroupDescriptor;
 use crate::inode::{Inode, Time};
+use crate::journal::Journal;
 use crate::metadata::{FileType, Metadata};
 use crate::superblock::{Geometry, SUPERBLOCK_LEN, SUPERBLOCK_OFFSET, Superblock};
 use crate::{BlockNr, GroupNr, Ino};
@@ -30,7 +31,29 @@ impl Ext4 {
     /// Opens the file system that starts at the front of `device`. A journal that was not played to its end is played into
     /// memory; the device is only read.
     pub fn open(device: Arc<dyn BlockRead>) -> Result<Self> {
-        Self::load(device)
+        let fs = Self::load(device.clone())?;
+        if !fs.superblock.needs_recovery() {
+            return Ok(fs);
+        }
+        let replayed = Arc::new(Overlay::new(device));
+        Journal::open(&fs)?.replay(&*replayed)?;
+        let mut fs = Self::load(replayed)?;
+        fs.recount()?;
+        Ok(fs)
+    }
+
+    /// Sets the superblock's counters from the groups', which a replay alone brings up to date.
+    pub(crate) fn recount(&mut self) -> Result<()> {
+        let (mut blocks, mut inodes) = (0, 0);
+        for group in (0..self.geometry().groups).map(GroupNr) {
+            let descriptor = self.group(group)?;
+            blocks += u64::from(descriptor.free_blocks());
+            inodes += u64::from(descriptor.free_inodes());
+        }
+        self.superblock.set_free_blocks(blocks);
+        let too_many = |_| Error::corrupt(Place::Superblock, "the groups claim more free inodes than there can be");
+        self.superblock.set_free_inodes(u32::try_from(inodes).map_err(too_many)?);
+        Ok(())
     }
 
     /// Opens the file system as it lies on the device, whatever its journal holds.
