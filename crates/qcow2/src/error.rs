@@ -81,6 +81,12 @@ pub enum Error {
         /// The values it can have.
         allowed: RangeInclusive<u64>,
     },
+    /// Somebody else wrote the header while a transaction was open.
+    #[error("{image} was changed by another program while it was being edited; lock images before editing them")]
+    ChangedMeanwhile {
+        /// Name of the image file.
+        image: String,
+    },
     /// The transaction was committed or has failed in its commit; no more can be done with it.
     #[error("{image}: the transaction is over; open the image again to go on")]
     TransactionOver {
@@ -277,6 +283,7 @@ impl From<Error> for io::Error {
             Error::Unsupported { .. } => io::ErrorKind::Unsupported,
             Error::NotWritable { .. } => io::ErrorKind::ReadOnlyFilesystem,
             Error::OutOfRange { .. } => io::ErrorKind::UnexpectedEof,
+            Error::ChangedMeanwhile { .. } => io::ErrorKind::ResourceBusy,
             Error::InvalidOption { .. } | Error::TransactionOver { .. } => io::ErrorKind::InvalidInput,
         };
         Self::new(kind, error)

@@ -4,6 +4,7 @@ use std::sync::{Arc, OnceLock};
 
 use qtk_block::{BlockRead, Extent, HostStorage};
 
+use crate::bitmap::{Bitmap, BitmapDirectory};
 use crate::cache::ClusterCache;
 use crate::codec;
 use crate::entry::{L1Entry, L2Entry};
@@ -11,6 +12,7 @@ use crate::error::{Corruption, Error, Place};
 use crate::file::ImageFile;
 use crate::header::Header;
 use crate::mapping::{self, L2Tables, Mapping, MappingKind, within_cluster};
+use crate::snapshot::{self, Snapshot};
 use crate::types::{CompressionType, GuestOffset, HostOffset, in_memory};
 
 type L2Slot = OnceLock<Box<[L2Entry]>>;
@@ -81,6 +83,16 @@ impl Layer {
     /// cluster. `range`, in guest bytes, must not be empty and must lie on the disk.
     pub fn mapping(&self, range: Range<u64>) -> Result<Mapping, Error> {
         mapping::find(self, range)
+    }
+
+    /// The internal snapshots, in the table's order.
+    pub fn snapshots(&self) -> Result<Vec<Snapshot>, Error> {
+        Ok(snapshot::read_table(&self.file, &self.header)?.0)
+    }
+
+    /// The persistent dirty bitmaps, in the directory's order; none if some writer did not keep them consistent.
+    pub fn bitmaps(&self) -> Result<Vec<Bitmap>, Error> {
+        Ok(BitmapDirectory::read(&self.file, &self.header)?.map_or_else(Vec::new, |directory| directory.bitmaps))
     }
 
     pub(crate) fn file(&self) -> &ImageFile {

@@ -4,6 +4,7 @@
 //! so that a crash leaves the old state or the new one, and [`check()`] looks for damage. Backing files are only named here;
 //! the crate `qtk-image` opens chains.
 
+mod bitmap;
 mod cache;
 pub mod codec;
 mod create;
@@ -16,9 +17,12 @@ mod header;
 mod layer;
 mod mapping;
 mod refcount;
+mod snapshot;
+mod transaction;
 mod types;
 mod writer;
 
+pub use bitmap::Bitmap;
 pub use create::{Backing, CreateOptions, create};
 pub use error::{Action, Corruption, Error, Place, WriteObstacle};
 pub use extension::Extension;
@@ -26,5 +30,7 @@ pub use features::Features;
 pub use header::{Header, MAGIC, MAX_BACKING_NAME, MAX_L1_SIZE, MAX_REFCOUNT_TABLE_SIZE, MAX_SNAPSHOTS};
 pub use layer::Layer;
 pub use mapping::{Mapping, MappingKind};
+pub use snapshot::Snapshot;
+pub use transaction::Transaction;
 pub use types::{ClusterBits, CompressionType, GuestCluster, GuestOffset, HostCluster, HostOffset, Version};
 pub use writer::{ImageWriter, WriterOptions};

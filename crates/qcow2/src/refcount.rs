@@ -23,7 +23,7 @@ impl RefcountWidth {
 
     /// Counts in a block, which fills one cluster.
     pub(crate) fn per_block(self, bits: ClusterBits) -> u64 {
-        bits.size() * 8 >> self.order
+        (bits.size() * 8) >> self.order
     }
 
     /// The count at `index`, or zero past the end of `block`.

@@ -1,0 +1,205 @@
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+use std::ops::Range;
+use std::sync::Arc;
+
+use qtk_block::{BlockRead, Extent, ExtentKind};
+
+use super::refcounts::Refcounts;
+use crate::entry::{Cluster, L2Entry};
+use crate::error::{Corruption, Error, Place};
+use crate::file::ImageFile;
+use crate::header::Header;
+use crate::layer::{self, Layer};
+use crate::mapping::{self, L2Tables, MappingKind};
+use crate::types::{GuestCluster, HostCluster, HostOffset, in_memory};
+
+/// An L2 table that the transaction has changed.
+#[derive(Debug)]
+pub(super) struct PendingTable {
+    pub(super) entries: Box<[L2Entry]>,
+    /// Which entries map clusters that the transaction took itself, and so may write in place.
+    pub(super) fresh: Box<[bool]>,
+}
+
+impl PendingTable {
+    fn copy(layer: &Layer, l1_index: u64) -> Result<Self, Error> {
+        let len = in_memory(layer.header().cluster_bits.l2_entries());
+        let entries: Box<[L2Entry]> = match layer.l2_table(l1_index)? {
+            Some(committed) => committed.into(),
+            None => vec![L2Entry::UNALLOCATED; len].into(),
+        };
+        Ok(Self { entries, fresh: vec![false; len].into() })
+    }
+}
+
+/// How far a transaction has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// It can be written.
+    Open,
+    /// Metadata in memory may be half changed: it can only be rolled back.
+    Failed,
+    /// It has been committed or rolled back.
+    Finished,
+}
+
+/// The image as the transaction has it.
+pub(super) struct State {
+    pub(super) layer: Arc<Layer>,
+    pub(super) backing: Option<Arc<dyn BlockRead>>,
+    pub(super) tables: BTreeMap<u64, PendingTable>,
+    pub(super) refcounts: Refcounts,
+    pub(super) phase: Phase,
+}
+
+impl L2Tables for State {
+    fn header(&self) -> &Header {
+        self.layer.header()
+    }
+
+    fn file(&self) -> &ImageFile {
+        self.layer.file()
+    }
+
+    fn host_end(&self) -> u64 {
+        self.layer.storage().size()
+    }
+
+    fn l2_table(&self, l1_index: u64) -> Result<Option<&[L2Entry]>, Error> {
+        match self.tables.get(&l1_index) {
+            Some(table) => Ok(Some(&table.entries)),
+            None => self.layer.l2_table(l1_index),
+        }
+    }
+}
+
+/// Where a guest cluster's entry is: index of its L2 table, and index in that table.
+pub(super) fn slot(header: &Header, cluster: GuestCluster) -> (u64, usize) {
+    let entries = header.cluster_bits.l2_entries();
+    (cluster.0 / entries, in_memory(cluster.0 % entries))
+}
+
+impl State {
+    pub(super) fn size(&self) -> u64 {
+        self.header().size
+    }
+
+    /// Fails if the range does not lie on the disk.
+    pub(super) fn check_range(&self, range: &Range<u64>) -> Result<(), Error> {
+        if range.start <= range.end && range.end <= self.size() {
+            return Ok(());
+        }
+        let image = self.file().name.to_string();
+        Err(Error::OutOfRange { image, start: range.start, end: range.end, size: self.size() })
+    }
+
+    pub(super) fn read(&self, buf: &mut [u8], offset: u64) -> Result<(), Error> {
+        let mut rest = buf;
+        let mut at = offset;
+        while !rest.is_empty() {
+            let mapping = mapping::find(self, at..at.saturating_add(rest.len() as u64))?;
+            let (part, tail) = rest.split_at_mut(in_memory(mapping.range.end - at));
+            match (&self.backing, mapping.kind) {
+                (Some(backing), MappingKind::Unallocated) => self.read_backing(&**backing, part, at)?,
+                _ => self.layer.read_mapping(part, &mapping)?,
+            }
+            (rest, at) = (tail, mapping.range.end);
+        }
+        Ok(())
+    }
+
+    /// A backing image may be smaller than the image on it, which then reads as zeroes past its end.
+    fn read_backing(&self, backing: &dyn BlockRead, buf: &mut [u8], offset: u64) -> Result<(), Error> {
+        let stored = in_memory(backing.size().saturating_sub(offset)).min(buf.len());
+        let (head, tail) = buf.split_at_mut(stored);
+        tail.fill(0);
+        if head.is_empty() {
+            return Ok(());
+        }
+        let len = head.len() as u64;
+        backing.read_at(head, offset).map_err(|source| {
+            let image = self.file().name.to_string();
+            Error::Backing { image, offset: crate::types::GuestOffset(offset), len, source }
+        })
+    }
+
+    /// The run from `range.start` as a reader of the whole chain sees it.
+    pub(super) fn extent(&self, range: Range<u64>) -> std::io::Result<Extent> {
+        let extent = layer::extent(self, range)?;
+        if extent.kind != ExtentKind::Unallocated {
+            return Ok(extent);
+        }
+        let stored = self.backing.as_ref().map_or(0, |backing| backing.size()).min(extent.range.end);
+        match &self.backing {
+            Some(backing) if extent.range.start < stored => {
+                let beneath = backing.extent(extent.range.start..stored)?;
+                let kind = if beneath.kind == ExtentKind::Data { ExtentKind::Data } else { ExtentKind::Zero };
+                Ok(Extent { kind, ..beneath })
+            }
+            _ => Ok(Extent { kind: ExtentKind::Zero, ..extent }),
+        }
+    }
+
+    /// The longest run from `range.start` in one piece of the file that may be written in place: its host offset and length.
+    pub(super) fn fresh_run(&self, range: Range<u64>) -> Option<(HostOffset, u64)> {
+        let bits = self.header().cluster_bits;
+        let first = GuestCluster(range.start >> bits.bits());
+        let (l1_index, index) = slot(self.header(), first);
+        let table = self.tables.get(&l1_index)?;
+        let host_of = |index: usize| match table.entries.get(index)?.decode(bits, self.header().version) {
+            Cluster::Data { host } if *table.fresh.get(index)? => Some(host),
+            _ => None,
+        };
+        let host = host_of(index)?;
+        let wanted = bits.clusters_for(range.end) - first.0;
+        let clusters = (1..wanted)
+            .take_while(|&n| host_of(index + in_memory(n)) == Some(host.plus(n << bits.bits())))
+            .count() as u64
+            + 1;
+        let len = range.end.min((first.0 + clusters) << bits.bits()) - range.start;
+        Some((host.plus(bits.offset_within(range.start)), len))
+    }
+
+    /// The L2 table of `l1_index` to change.
+    pub(super) fn table_mut(&mut self, l1_index: u64) -> Result<&mut PendingTable, Error> {
+        Ok(match self.tables.entry(l1_index) {
+            Entry::Occupied(entry) => entry.into_mut(),
+            Entry::Vacant(entry) => entry.insert(PendingTable::copy(&self.layer, l1_index)?),
+        })
+    }
+
+    /// Lets `entry` map a guest cluster and gives up the host clusters that it had.
+    pub(super) fn map(&mut self, cluster: GuestCluster, entry: L2Entry, fresh: bool) -> Result<(), Error> {
+        let (l1_index, index) = slot(self.header(), cluster);
+        let table = self.table_mut(l1_index)?;
+        let (Some(old), Some(old_fresh)) = (table.entries.get_mut(index), table.fresh.get_mut(index)) else {
+            return Ok(());
+        };
+        let (old, old_fresh) = (std::mem::replace(old, entry), std::mem::replace(old_fresh, fresh));
+        self.give_up(old, old_fresh, cluster).inspect_err(|_| self.phase = Phase::Failed)
+    }
+
+    fn give_up(&mut self, entry: L2Entry, fresh: bool, cluster: GuestCluster) -> Result<(), Error> {
+        let bits = self.header().cluster_bits;
+        let place = Place::L2Entry(bits.guest_offset(cluster));
+        let clusters = match entry.decode(bits, self.header().version) {
+            Cluster::Unallocated | Cluster::Zero { host: None } => return Ok(()),
+            Cluster::Zero { host: Some(host) } | Cluster::Data { host } => {
+                if bits.offset_within(host.0) != 0 {
+                    return Err(self.file().corrupt(Corruption::Misaligned { place, offset: host }));
+                }
+                let first = bits.host_cluster(host).0;
+                first..first + 1
+            }
+            Cluster::Compressed { host, len } => bits.host_cluster(host).0..bits.host_cluster(host.plus(len - 1)).0 + 1,
+        };
+        if fresh {
+            return self.refcounts.give_back(clusters);
+        }
+        for cluster in clusters {
+            self.refcounts.drop_data(HostCluster(cluster), place)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,185 @@
+use std::ops::Range;
+
+use super::state::{State, slot};
+use crate::entry::L2Entry;
+use crate::error::Error;
+use crate::mapping::{self, L2Tables, MappingKind};
+use crate::types::{GuestCluster, HostCluster, HostOffset, Version, in_memory};
+
+impl State {
+    /// Writes as much from the front of `buf` as lies in clusters that the transaction already took; returns how much.
+    pub(super) fn write_in_place(&self, buf: &[u8], offset: u64) -> Result<usize, Error> {
+        let mut done = 0;
+        while let Some(rest) = buf.get(done..).filter(|rest| !rest.is_empty()) {
+            let at = offset + done as u64;
+            let Some((host, len)) = self.fresh_run(at..at + rest.len() as u64) else {
+                break;
+            };
+            self.file().write(&rest[..in_memory(len)], host)?;
+            done += in_memory(len);
+        }
+        Ok(done)
+    }
+
+    pub(super) fn write(&mut self, buf: &[u8], offset: u64) -> Result<(), Error> {
+        let mut done = 0;
+        while done < buf.len() {
+            done += self.write_in_place(&buf[done..], offset + done as u64)?;
+            if done < buf.len() {
+                done += self.write_new(&buf[done..], offset + done as u64)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes the front of `buf` to newly taken clusters, as many as there are in one piece; returns how much.
+    fn write_new(&mut self, buf: &[u8], offset: u64) -> Result<usize, Error> {
+        let bits = self.header().cluster_bits;
+        let wanted = self.stale_run(offset..offset + buf.len() as u64)?;
+        let taken = self.refcounts.allocate(wanted.end - wanted.start)?;
+        let guest_end = wanted.start + (taken.end - taken.start);
+        let len = (guest_end << bits.bits()).min(offset + buf.len() as u64) - offset;
+        let host = bits.host_offset(HostCluster(taken.start));
+        let buf = &buf[..in_memory(len)];
+        if let Err(error) = self.fill_clusters(buf, offset, host) {
+            // Nothing maps them yet, so the transaction can go on as if it had not tried.
+            self.refcounts.give_back(taken)?;
+            return Err(error);
+        }
+        for (guest, host) in (wanted.start..guest_end).zip(taken) {
+            self.map(GuestCluster(guest), L2Entry::owned(bits.host_offset(HostCluster(host))), true)?;
+        }
+        Ok(buf.len())
+    }
+
+    /// The guest clusters from the range's start on that must move before they are written, within one L2 table.
+    fn stale_run(&mut self, range: Range<u64>) -> Result<Range<u64>, Error> {
+        let bits = self.header().cluster_bits;
+        let first = range.start >> bits.bits();
+        let (l1_index, index) = slot(self.header(), GuestCluster(first));
+        let wanted = in_memory(bits.clusters_for(range.end) - first);
+        let fresh = &self.table_mut(l1_index)?.fresh;
+        let run = fresh.iter().skip(index).take(wanted).take_while(|&&fresh| !fresh).count() as u64;
+        Ok(first..first + run.max(1))
+    }
+
+    /// Writes whole clusters at `host`: `buf`, and around it what the guest's clusters held so far.
+    fn fill_clusters(&self, buf: &[u8], offset: u64, host: HostOffset) -> Result<(), Error> {
+        let bits = self.header().cluster_bits;
+        let end = offset + buf.len() as u64;
+        let before = in_memory(bits.offset_within(offset));
+        let after = in_memory(end.next_multiple_of(bits.size()) - end);
+        // A cluster's worth in the middle goes out from the caller's buffer, the ends with what surrounds them.
+        let head = if before == 0 { 0 } else { buf.len().min(bits.buffer_len() - before) };
+        let (head, rest) = buf.split_at(head);
+        let tail = if after == 0 { 0 } else { rest.len().min(bits.buffer_len() - after) };
+        let (middle, tail) = rest.split_at(rest.len() - tail);
+        if !head.is_empty() {
+            let padding = if rest.is_empty() { after } else { 0 };
+            self.fill_cluster(head, offset, before, padding, host)?;
+        }
+        let middle_at = host.plus((before + head.len()) as u64);
+        if !middle.is_empty() {
+            self.file().write(middle, middle_at)?;
+        }
+        if !tail.is_empty() {
+            let tail_offset = end - tail.len() as u64;
+            self.fill_cluster(tail, tail_offset, 0, after, middle_at.plus(middle.len() as u64))?;
+        }
+        Ok(())
+    }
+
+    /// Writes one cluster at `host`: `before` bytes that the guest's cluster held, `buf`, and `after` bytes of the old again.
+    fn fill_cluster(
+        &self,
+        buf: &[u8],
+        offset: u64,
+        before: usize,
+        after: usize,
+        host: HostOffset,
+    ) -> Result<(), Error> {
+        let mut cluster = vec![0; before + buf.len() + after];
+        let (head, rest) = cluster.split_at_mut(before);
+        let (middle, tail) = rest.split_at_mut(buf.len());
+        middle.copy_from_slice(buf);
+        self.read(head, offset - before as u64)?;
+        let end = offset + buf.len() as u64;
+        let on_disk = tail.len().min(in_memory(self.size() - end));
+        self.read(&mut tail[..on_disk], end)?;
+        self.file().write(&cluster, host)
+    }
+
+    /// Makes a range read as zeroes; whole clusters lose their place in the file.
+    pub(super) fn zero(&mut self, range: Range<u64>) -> Result<(), Error> {
+        let whole = self.whole_clusters(&range);
+        if whole.is_empty() {
+            return self.write_zeroes(range);
+        }
+        let bits = self.header().cluster_bits;
+        let (start, end) = (whole.start << bits.bits(), (whole.end << bits.bits()).min(self.size()));
+        self.write_zeroes(range.start..start)?;
+        self.zero_clusters(whole)?;
+        self.write_zeroes(end.min(range.end)..range.end)
+    }
+
+    /// Gives up the whole clusters in a range, which then read as zeroes; where that would need space, does nothing.
+    pub(super) fn discard(&mut self, range: Range<u64>) -> Result<(), Error> {
+        if self.backing.is_some() && self.header().version < Version::V3 {
+            return Ok(());
+        }
+        let whole = self.whole_clusters(&range);
+        self.zero_clusters(whole)
+    }
+
+    /// The clusters that lie in a range as far as they lie on the disk.
+    fn whole_clusters(&self, range: &Range<u64>) -> Range<u64> {
+        let bits = self.header().cluster_bits;
+        let end = if range.end == self.size() { bits.clusters_for(range.end) } else { range.end >> bits.bits() };
+        bits.clusters_for(range.start)..end
+    }
+
+    fn write_zeroes(&mut self, range: Range<u64>) -> Result<(), Error> {
+        let zeroes = vec![0; in_memory(range.end.saturating_sub(range.start)).min(1 << 20)];
+        let mut at = range.start;
+        while at < range.end {
+            let mapping = mapping::find(self, at..range.end)?;
+            let end = mapping.range.end.min(at + zeroes.len() as u64);
+            match mapping.kind {
+                MappingKind::Zero { .. } => {}
+                MappingKind::Unallocated if self.backing.is_none() => {}
+                _ => self.write(&zeroes[..in_memory(end - at)], at)?,
+            }
+            at = end;
+        }
+        Ok(())
+    }
+
+    fn zero_clusters(&mut self, clusters: Range<u64>) -> Result<(), Error> {
+        let bits = self.header().cluster_bits;
+        let entry = match (self.backing.is_some(), self.header().version) {
+            (false, _) => L2Entry::UNALLOCATED,
+            (true, Version::V3) => L2Entry::PLAIN_ZERO,
+            (true, Version::V2) => {
+                return self
+                    .write_zeroes(clusters.start << bits.bits()..(clusters.end << bits.bits()).min(self.size()));
+            }
+        };
+        let mut next = clusters.start;
+        while next < clusters.end {
+            let run = mapping::find(self, next << bits.bits()..(clusters.end << bits.bits()).min(self.size()))?;
+            let end = bits.clusters_for(run.range.end);
+            let reads_as_zeroes = match run.kind {
+                MappingKind::Unallocated => self.backing.is_none(),
+                MappingKind::Zero { host } => host.is_none(),
+                MappingKind::Data { .. } | MappingKind::Compressed { .. } => false,
+            };
+            if !reads_as_zeroes {
+                for cluster in next..end {
+                    self.map(GuestCluster(cluster), entry, false)?;
+                }
+            }
+            next = end;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,125 @@
+//! What the tests share: the judges (`qemu-img`, `qemu-io`) and images to judge.
+#![allow(dead_code, reason = "each test file uses a part of this")]
+
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::Arc;
+
+use qtk_block::{Access, BlockRead, HostStorage, MemoryDisk, RawFile};
+use qtk_qcow2::Layer;
+use serde_json::Value;
+
+pub(crate) fn run<S: AsRef<OsStr>>(tool: &str, arguments: impl IntoIterator<Item = S>) -> Output {
+    Command::new(tool)
+        .args(arguments)
+        .output()
+        .unwrap_or_else(|error| panic!("cannot run {tool} ({error}): install qemu-utils"))
+}
+
+/// Runs a tool that must succeed and returns what it printed.
+pub(crate) fn tool<S: AsRef<OsStr>>(tool: &str, arguments: impl IntoIterator<Item = S>) -> String {
+    let output = run(tool, arguments);
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{tool}: {text}{}", String::from_utf8_lossy(&output.stderr));
+    text
+}
+
+/// `qemu-img` with a line of arguments, run in `folder`.
+pub(crate) fn qemu_img(folder: &Path, line: &str) -> String {
+    in_folder(folder, "qemu-img", &line.split(' ').collect::<Vec<_>>())
+}
+
+/// `qemu-io` with commands on an image.
+pub(crate) fn qemu_io(folder: &Path, image: &str, commands: &[&str]) -> String {
+    let mut arguments: Vec<&str> = commands.iter().flat_map(|command| ["-c", command]).collect();
+    arguments.extend(["-f", "qcow2", image]);
+    in_folder(folder, "qemu-io", &arguments)
+}
+
+fn in_folder(folder: &Path, tool: &str, arguments: &[&str]) -> String {
+    let output = Command::new(tool)
+        .args(arguments)
+        .current_dir(folder)
+        .output()
+        .unwrap_or_else(|error| panic!("cannot run {tool} ({error}): install qemu-utils"));
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{tool} {arguments:?}: {text}{}", String::from_utf8_lossy(&output.stderr));
+    text
+}
+
+/// `qemu-img check` as JSON; damage is in the counters.
+pub(crate) fn qemu_check(image: &Path) -> Value {
+    let output = run("qemu-img", ["check".as_ref(), "--output=json".as_ref(), image.as_os_str()]);
+    serde_json::from_slice(&output.stdout)
+        .unwrap_or_else(|_| panic!("qemu-img check: {}", String::from_utf8_lossy(&output.stderr)))
+}
+
+pub(crate) fn counter(report: &Value, key: &str) -> u64 {
+    report.get(key).and_then(Value::as_u64).unwrap_or_default()
+}
+
+/// Panics unless `qemu-img check` finds neither damage nor leaks.
+pub(crate) fn assert_clean(image: &Path) {
+    let report = qemu_check(image);
+    for key in ["corruptions", "leaks", "check-errors"] {
+        assert_eq!(counter(&report, key), 0, "{key} in {}: {report}", image.display());
+    }
+}
+
+/// The guest's disk as QEMU reads it.
+pub(crate) fn qemu_read(image: &Path) -> Vec<u8> {
+    let raw = image.with_extension("raw-by-qemu");
+    tool("qemu-img", ["convert".as_ref(), "-O".as_ref(), "raw".as_ref(), image.as_os_str(), raw.as_os_str()]);
+    let bytes = std::fs::read(&raw).unwrap();
+    std::fs::remove_file(raw).unwrap();
+    bytes
+}
+
+pub(crate) fn read_all(device: &dyn BlockRead) -> Vec<u8> {
+    let mut bytes = vec![0; usize::try_from(device.size()).unwrap()];
+    device.read_at(&mut bytes, 0).unwrap();
+    bytes
+}
+
+pub(crate) fn storage(image: &Path) -> Arc<dyn HostStorage> {
+    Arc::new(RawFile::open(image, Access::ReadWrite).unwrap())
+}
+
+pub(crate) fn open(image: &Path) -> Layer {
+    Layer::open(storage(image), image.display().to_string()).unwrap()
+}
+
+pub(crate) fn memory(bytes: &[u8]) -> MemoryDisk {
+    use qtk_block::BlockWrite;
+    let disk = MemoryDisk::new(bytes.len() as u64);
+    disk.write_at(bytes, 0).unwrap();
+    disk
+}
+
+/// Bytes that do not compress and differ for every seed.
+pub(crate) fn noise(seed: u64, len: usize) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    std::iter::repeat_with(|| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state.to_le_bytes()[4]
+    })
+    .take(len)
+    .collect()
+}
+
+/// Writes a raw disk of `size` bytes: noise, text and holes in turn, in pieces of `piece` bytes.
+pub(crate) fn mixed_disk(path: &Path, size: usize, piece: usize) -> PathBuf {
+    let mut bytes = vec![0; size];
+    for (index, part) in bytes.chunks_mut(piece).enumerate() {
+        match index % 4 {
+            0 => part.copy_from_slice(&noise(index as u64, part.len())),
+            1 | 3 => part.fill(u8::try_from(index % 251).unwrap()),
+            _ => {}
+        }
+    }
+    std::fs::write(path, bytes).unwrap();
+    path.to_owned()
+}

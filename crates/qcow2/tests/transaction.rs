@@ -1,0 +1,195 @@
+//! Random changes against a model of the disk, with QEMU as judge after every commit.
+
+mod support;
+
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use proptest::prelude::*;
+use qtk_block::{Access, BlockRead, BlockWrite, RawFile};
+use qtk_qcow2::{Backing, ClusterBits, CreateOptions, Transaction, Version, create};
+use support::{assert_clean, mixed_disk, noise, open, qemu_img, qemu_io, qemu_read, read_all, storage};
+
+#[derive(Clone, Debug)]
+enum Operation {
+    Write { range: Range<u64>, seed: u64 },
+    Zero(Range<u64>),
+    Discard(Range<u64>),
+    Commit,
+    RollBack,
+}
+
+/// A disk under test: the image, its backing and what it should hold as committed and as pending.
+struct Subject {
+    image: PathBuf,
+    backing: Option<PathBuf>,
+    committed: Vec<u8>,
+    pending: Vec<u8>,
+    transaction: Transaction,
+}
+
+impl Subject {
+    fn new(image: PathBuf, backing: Option<PathBuf>) -> Self {
+        assert_clean(&image);
+        let committed = qemu_read(&image);
+        let transaction = begin(&image, backing.as_deref());
+        Self { pending: committed.clone(), committed, transaction, image, backing }
+    }
+
+    fn apply(&mut self, operation: &Operation) {
+        match operation {
+            Operation::Write { range, seed } => {
+                let bytes = noise(*seed, span(range).len());
+                self.transaction.write_at(&bytes, range.start).unwrap();
+                self.pending[span(range)].copy_from_slice(&bytes);
+            }
+            Operation::Zero(range) => {
+                self.transaction.zero(range.clone()).unwrap();
+                self.pending[span(range)].fill(0);
+            }
+            Operation::Discard(range) => {
+                self.transaction.discard(range.clone()).unwrap();
+                // What a discarded range reads as is not specified, but it must stay so.
+                self.transaction.read_at(&mut self.pending[span(range)], range.start).unwrap();
+            }
+            Operation::Commit => {
+                self.transaction.commit().unwrap();
+                self.assert_reads_pending();
+                self.committed.clone_from(&self.pending);
+                self.reopen();
+            }
+            Operation::RollBack => {
+                self.pending.clone_from(&self.committed);
+                self.reopen();
+            }
+        }
+    }
+
+    fn reopen(&mut self) {
+        // The old transaction must be gone, and the file cut back, before the next one looks at it.
+        let scratch = self.image.with_extension("scratch");
+        create(new_file(&scratch), "scratch", &CreateOptions::default()).unwrap();
+        drop(std::mem::replace(&mut self.transaction, begin(&scratch, None)));
+        self.assert_image_is(&self.committed);
+        self.transaction = begin(&self.image, self.backing.as_deref());
+    }
+
+    fn assert_image_is(&self, expected: &[u8]) {
+        assert_clean(&self.image);
+        assert!(qemu_read(&self.image) == expected, "QEMU reads something else");
+    }
+
+    fn assert_reads_pending(&self) {
+        assert!(read_all(&self.transaction) == self.pending, "the transaction reads something else than was written");
+    }
+}
+
+fn begin(image: &Path, backing: Option<&Path>) -> Transaction {
+    let backing = backing.map(|path| Arc::new(RawFile::open(path, Access::ReadOnly).unwrap()) as Arc<dyn BlockRead>);
+    Transaction::begin(Arc::new(open(image)), backing).unwrap()
+}
+
+fn new_file(path: &Path) -> Arc<dyn qtk_block::HostStorage> {
+    std::fs::write(path, "").unwrap();
+    storage(path)
+}
+
+fn span(range: &Range<u64>) -> Range<usize> {
+    usize::try_from(range.start).unwrap()..usize::try_from(range.end).unwrap()
+}
+
+/// Ranges on a disk: anywhere, and along clusters.
+fn ranges(size: u64, cluster: u64) -> impl Strategy<Value = Range<u64>> {
+    let anywhere = (0..size, 0..size.min(cluster * 6)).prop_map(move |(at, len)| at..(at + len).min(size));
+    let along = (0..size / cluster, 1..8_u64)
+        .prop_map(move |(first, count)| first * cluster..((first + count) * cluster).min(size));
+    prop_oneof![anywhere, along]
+}
+
+fn operations(size: u64, cluster: u64) -> impl Strategy<Value = Vec<Operation>> {
+    let operation = prop_oneof![
+        8 => (ranges(size, cluster), any::<u64>()).prop_map(|(range, seed)| Operation::Write { range, seed }),
+        2 => ranges(size, cluster).prop_map(Operation::Zero),
+        2 => ranges(size, cluster).prop_map(Operation::Discard),
+        1 => Just(Operation::Commit),
+        1 => Just(Operation::RollBack),
+    ];
+    proptest::collection::vec(operation, 1..24)
+}
+
+fn play(mut subject: Subject, operations: &[Operation]) {
+    for operation in operations {
+        subject.apply(operation);
+    }
+    subject.assert_reads_pending();
+    subject.apply(&Operation::Commit);
+}
+
+fn size_of(cluster_bits: u32) -> u64 {
+    // Off every border, and over more than one L2 table where clusters are small.
+    (40 << cluster_bits.min(16)) + 1536
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, max_shrink_iters: 200, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn images_of_our_own(
+        (bits, operations) in prop_oneof![Just(9), Just(10), Just(12), Just(16), Just(21)]
+            .prop_flat_map(|bits: u32| (Just(bits), operations(size_of(bits), 1 << bits.min(16)))),
+        order in 0..=6_u32,
+        v2 in any::<bool>(),
+        backed in any::<bool>(),
+    ) {
+        let folder = tempfile::tempdir().unwrap();
+        let size = size_of(bits);
+        // The backing is smaller than the image.
+        let backing = backed.then(|| mixed_disk(&folder.path().join("base.raw"), usize::try_from(size * 3 / 4).unwrap() & !511, 3000));
+        let options = CreateOptions {
+            size,
+            cluster_bits: ClusterBits::new(bits).unwrap(),
+            version: if v2 { Version::V2 } else { Version::V3 },
+            refcount_bits: if v2 { 16 } else { 1 << order },
+            backing: backed.then(|| Backing { name: "base.raw".into(), format: Some("raw".into()) }),
+            ..CreateOptions::default()
+        };
+        let image = folder.path().join("image.qcow2");
+        create(new_file(&image), "image", &options).unwrap();
+        play(Subject::new(image, backing), &operations);
+    }
+
+    #[test]
+    fn compressed_images_with_snapshots(
+        (bits, operations) in prop_oneof![Just(9), Just(12), Just(16)]
+            .prop_flat_map(|bits: u32| (Just(bits), operations(size_of(bits), 1 << bits))),
+        zstd in any::<bool>(),
+        snapshots in 0..3_usize,
+    ) {
+        let folder = tempfile::tempdir().unwrap();
+        let size = usize::try_from(size_of(bits)).unwrap();
+        let size = size.next_multiple_of(512);
+        mixed_disk(&folder.path().join("source.raw"), size, 5000);
+        let codec = if zstd { "zstd" } else { "zlib" };
+        let cluster = 1 << bits;
+        qemu_img(folder.path(), &format!(
+            "convert -c -f raw -O qcow2 -o cluster_size={cluster},compression_type={codec} source.raw image.qcow2"
+        ));
+        for snapshot in 0..snapshots {
+            qemu_io(folder.path(), "image.qcow2", &[&format!("write -P {} {} 3000", snapshot + 1, snapshot * 1000)]);
+            qemu_img(folder.path(), &format!("snapshot -c s{snapshot} image.qcow2"));
+        }
+        let image = folder.path().join("image.qcow2");
+        let states: Vec<_> = (0..snapshots).map(|snapshot| snapshot_content(&image, snapshot)).collect();
+        play(Subject::new(image.clone(), None), &operations);
+        for (snapshot, state) in states.iter().enumerate() {
+            prop_assert!(snapshot_content(&image, snapshot) == *state, "snapshot {snapshot} has changed");
+        }
+    }
+}
+
+fn snapshot_content(image: &Path, snapshot: usize) -> Vec<u8> {
+    let folder = image.parent().unwrap();
+    qemu_img(folder, &format!("convert -f qcow2 -l s{snapshot} -O raw image.qcow2 snapshot.raw"));
+    std::fs::read(folder.join("snapshot.raw")).unwrap()
+}
