@@ -109,8 +109,8 @@ pub struct Runs<'a> {
 }
 
 impl Runs<'_> {
-    /// Goes on at `offset`, which must not lie before the last run's end.
-    pub fn skip_to(&mut self, offset: u64) {
+    /// Goes on at `offset`, which may lie within the last run.
+    pub fn seek(&mut self, offset: u64) {
         self.range.start = offset.min(self.range.end);
     }
 

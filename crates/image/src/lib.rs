@@ -7,14 +7,17 @@
 
 mod chain;
 mod error;
+mod flatten;
 mod format;
 mod image;
 mod layer;
 mod name;
 mod open;
+mod pipeline;
 
 pub use chain::{Chain, Run, Runs};
 pub use error::Error;
+pub use flatten::{FlattenOptions, FlattenReport, flatten};
 pub use format::Format;
 pub use image::Image;
 pub use layer::ChainLayer;
