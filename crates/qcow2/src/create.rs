@@ -11,6 +11,9 @@ use crate::header::{Header, MAX_BACKING_NAME, MAX_L1_SIZE, MAX_REFCOUNT_TABLE_SI
 use crate::refcount::RefcountWidth;
 use crate::types::{ClusterBits, CompressionType, HostOffset, Version, in_memory};
 
+/// Smaller clusters keep their room for the backing file's name.
+const MIN_SIZE_FOR_NAMES: u64 = 2048;
+
 /// What a new image is to be. The defaults are `qemu-img create`'s.
 #[derive(Clone, Debug)]
 pub struct CreateOptions {
@@ -124,7 +127,7 @@ fn header(options: &CreateOptions, layout: &Layout, l1_table: HostOffset) -> Hea
     if let Some(format) = options.backing.as_ref().and_then(|backing| backing.format.as_ref()) {
         extensions.push(Extension::new(BACKING_FORMAT, format.clone().into_bytes()));
     }
-    if options.version >= Version::V3 {
+    if options.version >= Version::V3 && options.cluster_bits.size() >= MIN_SIZE_FOR_NAMES {
         extensions.push(Extension::feature_names());
     }
     Header {

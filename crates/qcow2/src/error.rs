@@ -265,9 +265,9 @@ pub enum WriteObstacle {
     /// The header names a backing file, but none was given; or the other way round.
     #[error("its header and its opener disagree on whether it has a backing image; open it with its backing chain")]
     BackingMismatch,
-    /// The bitmap extension lies where it cannot be replaced together with the rest of the header.
+    /// The bitmaps extension cannot be replaced in one write together with the rest of the header.
     #[error(
-        "its bitmaps extension lies outside the header's first sector; remove the bitmaps with `qemu-img bitmap --remove`"
+        "its bitmaps extension does not fit in the header's first sector; remove the bitmaps with `qemu-img bitmap --remove`"
     )]
     BitmapsOutOfReach,
     /// The refcount table or a refcount would outgrow the format's limits.

@@ -102,7 +102,7 @@ impl BitmapsExtension {
     /// Bytes of the extension's data.
     pub(crate) const LEN: usize = 24;
     /// Where in the data the directory's offset lies.
-    pub(crate) const DIRECTORY_OFFSET_AT: u64 = 16;
+    pub(crate) const DIRECTORY_OFFSET_AT: usize = 16;
 
     pub(crate) fn decode(data: &[u8]) -> Result<Self, Corruption> {
         let malformed = |problem| Corruption::Malformed { place: Place::Extension(BITMAPS), problem };

@@ -29,7 +29,13 @@ impl State {
         committed: &Sector,
     ) -> Result<Sector, Error> {
         let mut sector = Patch(*committed);
-        let directory = bitmaps.map(|bitmaps| self.write_bitmap_directory(bitmaps)).transpose()?;
+        if let Some(bitmaps) = bitmaps {
+            let directory = self.write_bitmap_directory(bitmaps)?;
+            if let Some((base, at)) = bitmap_directory_field(self.header(), committed) {
+                sector = Patch(base);
+                sector.put(at, &directory.0.to_be_bytes());
+            }
+        }
         let l1_table = self.write_tables()?;
         let layer = self.layer.clone();
         let header = layer.header();
@@ -39,11 +45,8 @@ impl State {
         let clusters = u32::try_from(clusters).unwrap_or(u32::MAX);
         sector.put(patch::REFCOUNT_TABLE_CLUSTERS, &clusters.to_be_bytes());
         if header.version >= Version::V3 {
-            let kept = if directory.is_some() { features::BITMAPS } else { 0 };
+            let kept = if bitmaps.is_some() { features::BITMAPS } else { 0 };
             sector.put(patch::AUTOCLEAR_FEATURES, &(header.features.autoclear & kept).to_be_bytes());
-        }
-        if let (Some(directory), Some(at)) = (directory, bitmap_directory_field(header)) {
-            sector.put(at, &directory.0.to_be_bytes());
         }
         Ok(sector.0)
     }
@@ -110,11 +113,32 @@ impl State {
     }
 }
 
-/// Where in the first sector the offset of the bitmap directory lies, if it does.
-pub(super) fn bitmap_directory_field(header: &Header) -> Option<usize> {
-    let extension = header.extension(extension::BITMAPS)?;
-    let at = in_memory(extension.offset.checked_add(BitmapsExtension::DIRECTORY_OFFSET_AT)?);
-    (at.checked_add(8)? <= patch::SECTOR).then_some(at)
+/// The first sector with room for the bitmap directory's offset, and where in it that lies.
+///
+/// QEMU puts a table of feature names before the bitmaps extension, which then lies past the first sector. The names say
+/// nothing that readers need, so they give way.
+pub(super) fn bitmap_directory_field(header: &Header, committed: &Sector) -> Option<(Sector, usize)> {
+    let field_of = |data_at: usize| {
+        let at = data_at.checked_add(BitmapsExtension::DIRECTORY_OFFSET_AT)?;
+        (at.checked_add(8)? <= patch::SECTOR).then_some(at)
+    };
+    if let Some(at) = field_of(in_memory(header.extension(extension::BITMAPS)?.offset)) {
+        return Some((*committed, at));
+    }
+    let mut area = Vec::new();
+    let mut data_at = None;
+    let start = in_memory(header.header_length.into());
+    for extension in header.extensions.iter().filter(|extension| extension.magic != extension::FEATURE_NAMES) {
+        if extension.magic == extension::BITMAPS {
+            data_at = Some(start + area.len() + 8);
+        }
+        extension.encode(&mut area);
+    }
+    area.extend([0; 8]);
+    let mut sector = *committed;
+    sector.get_mut(start..)?.fill(0);
+    sector.get_mut(start..start + area.len())?.copy_from_slice(&area);
+    Some((sector, field_of(data_at?)?))
 }
 
 struct Patch(Sector);
@@ -132,6 +156,7 @@ pub(super) fn check_writable(
     layer: &crate::Layer,
     has_backing: bool,
     bitmaps: Option<&BitmapDirectory>,
+    committed: &Sector,
 ) -> Result<(), Error> {
     let header = layer.header();
     let incompatible = header.features.incompatible;
@@ -141,7 +166,7 @@ pub(super) fn check_writable(
         WriteObstacle::Dirty
     } else if header.backing_name.is_some() != has_backing {
         WriteObstacle::BackingMismatch
-    } else if bitmaps.is_some() && bitmap_directory_field(header).is_none() {
+    } else if bitmaps.is_some() && bitmap_directory_field(header, committed).is_none() {
         WriteObstacle::BitmapsOutOfReach
     } else if layer.l1().iter().any(|entry| entry.reserved_bits() != 0) {
         let problem = "an entry has reserved bits set";

@@ -45,10 +45,10 @@ impl Transaction {
     pub fn begin(layer: Arc<Layer>, backing: Option<Arc<dyn BlockRead>>) -> Result<Self, Error> {
         let file = layer.file().clone();
         let bitmaps = BitmapDirectory::read(&file, layer.header())?;
-        commit::check_writable(&layer, backing.is_some(), bitmaps.as_ref())?;
+        let committed = commit::read_sector(&file)?;
+        commit::check_writable(&layer, backing.is_some(), bitmaps.as_ref(), &committed)?;
         let refcount_table = refcounts::read_table(&file, layer.header())?;
         let metadata = Metadata::collect(&layer, &refcount_table, bitmaps.as_ref())?;
-        let committed = commit::read_sector(&file)?;
         let old_size = file.storage.size();
         let refcounts = Refcounts::new(file, layer.header(), refcount_table, metadata);
         let state = State { layer, backing, tables: Default::default(), refcounts, phase: Phase::Open };
