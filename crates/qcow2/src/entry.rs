@@ -18,7 +18,12 @@ impl L1Entry {
 
     /// Where the L2 table begins, if there is one.
     pub(crate) fn l2_table(self) -> Option<HostOffset> {
-        Some(self.0 & OFFSET).filter(|&offset| offset != 0).map(HostOffset)
+        Some(self.offset()).filter(|offset| offset.0 != 0)
+    }
+
+    /// The offset field, whatever it says.
+    pub(crate) fn offset(self) -> HostOffset {
+        HostOffset(self.0 & OFFSET)
     }
 
     /// Whether the entry says that the table's refcount is exactly one.
@@ -83,10 +88,9 @@ impl L2Entry {
         self.0 & COPIED != 0
     }
 
-    /// Reserved bits of an entry that is not compressed.
-    pub(crate) fn reserved_bits(self, version: Version) -> u64 {
-        let zero = if version >= Version::V3 { ZERO } else { 0 };
-        if self.0 & COMPRESSED != 0 { 0 } else { self.0 & !(OFFSET | COPIED | zero) }
+    /// Reserved bits of an entry that is not compressed. The zero flag does not count, as in QEMU, even in version 2.
+    pub(crate) fn reserved_bits(self) -> u64 {
+        if self.0 & COMPRESSED != 0 { 0 } else { self.0 & !(OFFSET | COPIED | ZERO) }
     }
 }
 

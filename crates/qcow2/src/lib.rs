@@ -6,6 +6,7 @@
 
 mod bitmap;
 mod cache;
+mod check;
 pub mod codec;
 mod create;
 mod entry;
@@ -23,6 +24,7 @@ mod types;
 mod writer;
 
 pub use bitmap::Bitmap;
+pub use check::{CheckReport, Finding, check};
 pub use create::{Backing, CreateOptions, create};
 pub use error::{Action, Corruption, Error, Place, WriteObstacle};
 pub use extension::Extension;

@@ -1,6 +1,6 @@
 use crate::error::{Corruption, Error, Place};
 use crate::file::ImageFile;
-use crate::header::{Header, MAX_L1_SIZE};
+use crate::header::Header;
 use crate::types::{HostOffset, in_memory};
 
 /// An internal snapshot, as its entry in the snapshot table describes it.
@@ -40,11 +40,12 @@ pub(crate) fn read_table(file: &ImageFile, header: &Header) -> Result<(Vec<Snaps
         let (id_len, name_len) = (u64::from(entry.u16(12)), u64::from(entry.u16(14)));
         let extra_len = u64::from(entry.u32(36));
         if extra_len > MAX_EXTRA {
-            return Err(out_of_bounds(file, index, "extra_data_size", extra_len, MAX_EXTRA));
-        }
-        let l1_size = entry.u32(8);
-        if u64::from(l1_size) > MAX_L1_SIZE / 8 {
-            return Err(out_of_bounds(file, index, "l1_size", l1_size.into(), MAX_L1_SIZE / 8));
+            return Err(file.corrupt(Corruption::OutOfBounds {
+                place: Place::Snapshot(index),
+                field: "extra_data_size",
+                value: extra_len,
+                allowed: 0..=MAX_EXTRA,
+            }));
         }
         let variable = file.read_structure(Place::Snapshot(index), at.plus(FIXED), extra_len + id_len + name_len)?;
         let (extra, names) = variable.split_at(in_memory(extra_len));
@@ -54,7 +55,7 @@ pub(crate) fn read_table(file: &ImageFile, header: &Header) -> Result<(Vec<Snaps
             id: String::from_utf8_lossy(id).into_owned(),
             name: String::from_utf8_lossy(name).into_owned(),
             l1_table: HostOffset(entry.u64(0)),
-            l1_size,
+            l1_size: entry.u32(8),
             taken: (entry.u32(16), entry.u32(20)),
             vm_clock_nsec: entry.u64(24),
             vm_state_size: extra_word(0).unwrap_or_else(|| entry.u32(32).into()),
@@ -64,10 +65,6 @@ pub(crate) fn read_table(file: &ImageFile, header: &Header) -> Result<(Vec<Snaps
         len += (FIXED + variable.len() as u64).next_multiple_of(8);
     }
     Ok((snapshots, len))
-}
-
-fn out_of_bounds(file: &ImageFile, index: u64, field: &'static str, value: u64, max: u64) -> Error {
-    file.corrupt(Corruption::OutOfBounds { place: Place::Snapshot(index), field, value, allowed: 0..=max })
 }
 
 /// Big-endian fields of a byte string; what lies past its end is zero.

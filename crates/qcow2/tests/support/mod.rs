@@ -1,5 +1,6 @@
 //! What the tests share: the judges (`qemu-img`, `qemu-io`) and images to judge.
 #![allow(dead_code, reason = "each test file uses a part of this")]
+#![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -7,7 +8,7 @@ use std::process::{Command, Output};
 use std::sync::Arc;
 
 use qtk_block::{Access, BlockRead, HostStorage, MemoryDisk, RawFile};
-use qtk_qcow2::Layer;
+use qtk_qcow2::{CheckReport, Layer, check};
 use serde_json::Value;
 
 pub(crate) fn run<S: AsRef<OsStr>>(tool: &str, arguments: impl IntoIterator<Item = S>) -> Output {
@@ -59,12 +60,30 @@ pub(crate) fn counter(report: &Value, key: &str) -> u64 {
     report.get(key).and_then(Value::as_u64).unwrap_or_default()
 }
 
-/// Panics unless `qemu-img check` finds neither damage nor leaks.
-pub(crate) fn assert_clean(image: &Path) {
-    let report = qemu_check(image);
-    for key in ["corruptions", "leaks", "check-errors"] {
-        assert_eq!(counter(&report, key), 0, "{key} in {}: {report}", image.display());
+/// Our check's counters, after a comparison with `qemu-img check`'s.
+pub(crate) fn check_as_qemu(image: &Path) -> CheckReport {
+    let judge = qemu_check(image);
+    let report = check(&open(image)).unwrap();
+    let ours = [
+        ("image-end-offset", report.image_end_offset),
+        ("total-clusters", report.total_clusters),
+        ("allocated-clusters", report.allocated_clusters),
+        ("fragmented-clusters", report.fragmented_clusters),
+        ("compressed-clusters", report.compressed_clusters),
+        ("leaks", report.leaks),
+        ("corruptions", report.corruptions),
+        ("check-errors", report.check_errors),
+    ];
+    for (key, count) in ours {
+        assert_eq!(count, counter(&judge, key), "{key} in {}: {report:#?} against {judge}", image.display());
     }
+    report
+}
+
+/// Panics unless `qemu-img check` finds neither damage nor leaks, and we count as it does.
+pub(crate) fn assert_clean(image: &Path) {
+    let report = check_as_qemu(image);
+    assert!(report.is_clean(), "{}: {report:#?}", image.display());
 }
 
 /// The guest's disk as QEMU reads it.
