@@ -130,11 +130,19 @@ pub enum Error {
         /// The first byte in dispute.
         offset: u64,
     },
-    /// A second transaction was begun on an image that was opened once.
-    #[error("{}: it had a transaction since it was opened; open it again", path.display())]
-    TransactionOver {
-        /// The image.
+    /// The copy of a complete log into its raw image was cut short. The change has happened all the same.
+    #[error(
+        "{}: the change is recorded in {} but could not be copied into the image; make room or repair the disk, then open the \
+         image for writing to finish it",
+        path.display(), log.display()
+    )]
+    Unfinished {
+        /// The raw image.
         path: PathBuf,
+        /// Its redo log.
+        log: PathBuf,
+        /// What went wrong.
+        source: Box<Error>,
     },
     /// A codec refused its options.
     #[error("{}: cannot compress", path.display())]

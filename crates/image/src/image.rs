@@ -2,10 +2,10 @@ use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use qtk_block::{BlockRead, Extent};
+use qtk_block::{Access, BlockRead, Extent};
 
 use crate::open::{self, OpenOptions, Warning};
-use crate::{Chain, ChainLayer, Error, Format, Runs};
+use crate::{Chain, ChainLayer, Error, Format, Runs, Transaction};
 
 /// An image with everything it lies on, locked as QEMU would lock it. Reads as the guest sees its disk.
 #[derive(Debug)]
@@ -13,20 +13,30 @@ pub struct Image {
     path: PathBuf,
     chain: Chain,
     warnings: Vec<Warning>,
+    access: Access,
 }
 
 impl Image {
     /// Opens the image at `path` and its chain of backing files.
     pub fn open(path: impl AsRef<Path>, options: &OpenOptions) -> Result<Self, Error> {
         let path = path.as_ref();
-        let top = open::open_layer(path, options)?;
-        let (chain, warnings) = open::open_chain(vec![top], options)?;
-        Ok(Self { path: path.to_owned(), chain, warnings })
+        let (chain, warnings) = open::open_chain(path, options)?;
+        Ok(Self { path: path.to_owned(), chain, warnings, access: options.access })
     }
 
     /// Opens the file at `path` alone, whatever it lies on: for looking at its metadata.
     pub fn open_layer(path: impl AsRef<Path>, options: &OpenOptions) -> Result<ChainLayer, Error> {
         open::open_layer(path.as_ref(), options)
+    }
+
+    /// Begins to change the image, which must have been opened for writing. Its locks are held until the transaction is
+    /// dropped; to see the new state as an image, open it again.
+    pub fn begin(self) -> Result<Transaction, Error> {
+        Transaction::begin(self)
+    }
+
+    pub(crate) fn access(&self) -> Access {
+        self.access
     }
 
     /// The name that the image was opened by.

@@ -14,6 +14,8 @@ mod layer;
 mod name;
 mod open;
 mod pipeline;
+mod redo;
+mod transaction;
 
 pub use chain::{Chain, Run, Runs};
 pub use error::Error;
@@ -22,3 +24,4 @@ pub use format::Format;
 pub use image::Image;
 pub use layer::ChainLayer;
 pub use open::{BackingPolicy, OpenOptions, Warning};
+pub use transaction::Transaction;

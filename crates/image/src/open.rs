@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use qtk_block::Access;
 
 use crate::layer::{LayerOptions, file_id};
+use crate::redo::{self, Leftover};
 use crate::{Chain, ChainLayer, Error, Format, name};
 
 /// Most layers of a chain.
@@ -89,9 +90,10 @@ pub(crate) fn open_layer(path: &Path, options: &OpenOptions) -> Result<ChainLaye
     ChainLayer::open(path, options.layer())
 }
 
-/// Opens everything beneath `top`.
-pub(crate) fn open_chain(top: Vec<ChainLayer>, options: &OpenOptions) -> Result<(Chain, Vec<Warning>), Error> {
-    let mut layers = top;
+/// Opens a file and everything beneath it.
+pub(crate) fn open_chain(path: &Path, options: &OpenOptions) -> Result<(Chain, Vec<Warning>), Error> {
+    let mut layers = Vec::new();
+    push(&mut layers, open_layer(path, options)?, options)?;
     let mut warnings = Vec::new();
     while let Some(last) = layers.last()
         && let Some(name) = last.backing_name()
@@ -107,9 +109,21 @@ pub(crate) fn open_chain(top: Vec<ChainLayer>, options: &OpenOptions) -> Result<
         }
         let layer = open_backing(last, &path, options.share, &mut warnings)
             .map_err(|source| Error::Backing { image: last.path().to_owned(), source: Box::new(source) })?;
-        layers.push(layer);
+        push(&mut layers, layer, &OpenOptions { access: Access::ReadOnly, ..options.clone() })?;
     }
     Ok((Chain::new(layers), warnings))
+}
+
+/// Puts `layer` beneath the others, and over it the log of an unfinished transaction if there is one.
+fn push(layers: &mut Vec<ChainLayer>, layer: ChainLayer, options: &OpenOptions) -> Result<(), Error> {
+    if layer.format() == Format::Raw
+        && let Leftover::ReadThrough(log) = redo::recover(layer.path(), layer.file(), options.access)?
+    {
+        let options = LayerOptions { format: Some(Format::Qcow2), access: Access::ReadOnly, share: options.share };
+        layers.push(ChainLayer::open(&log, options)?);
+    }
+    layers.push(layer);
+    Ok(())
 }
 
 fn open_backing(

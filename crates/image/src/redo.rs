@@ -1,0 +1,348 @@
+//! Transactions on raw images, with an overlay as redo log.
+//!
+//! The log is a qcow2 overlay on the image, so it shows the new state to everybody who can read qcow2. A finished log ends
+//! in a trailer, which no cluster refers to: eight bytes of the SHA-256 of each sector that is about to be replaced, in the
+//! order of the disk, and a [`Footer`]. Sectors, because a copy cut short by a power failure is torn between sectors: each
+//! one is old or new, or somebody else's.
+
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use qtk_block::{Access, BlockRead, BlockWrite, ExtentKind, RawFile};
+use qtk_qcow2::{Backing, CreateOptions, Layer};
+use sha2::{Digest, Sha256};
+use zerocopy::big_endian::U64;
+use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+use crate::chain::in_memory;
+use crate::layer::SECTOR;
+use crate::{Chain, ChainLayer, Error};
+
+const MAGIC: [u8; 8] = *b"QTKREDO1";
+const SECTOR_LEN: usize = 512;
+/// Bytes copied or compared at a time: whole sectors.
+const STEP: u64 = 1 << 20;
+
+type SectorDigest = [u8; 8];
+
+/// The last bytes of a log that is complete.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct Footer {
+    magic: [u8; 8],
+    /// Where the sector digests begin in the log.
+    digests_offset: U64,
+    /// How many bytes of them there are.
+    digests_len: U64,
+    /// Size of the image in bytes, in whole sectors.
+    image_size: U64,
+    /// SHA-256 of the sector digests.
+    digests_digest: [u8; 32],
+    /// First bytes of the SHA-256 of the fields before.
+    checksum: SectorDigest,
+}
+
+const FOOTER_LEN: u64 = size_of::<Footer>() as u64;
+
+impl Footer {
+    fn checksum(&self) -> SectorDigest {
+        digest(&self.as_bytes()[..size_of::<Self>() - size_of::<SectorDigest>()])
+    }
+}
+
+fn digest(bytes: &[u8]) -> SectorDigest {
+    let mut short = SectorDigest::default();
+    let full = Sha256::digest(bytes);
+    short.copy_from_slice(&full[..size_of::<SectorDigest>()]);
+    short
+}
+
+/// The log of the image at `path`.
+pub(crate) fn log_path(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".qtk-txn");
+    name.into()
+}
+
+/// A raw image and what is to become of it.
+#[derive(Debug)]
+pub(crate) struct RedoLog {
+    overlay: qtk_qcow2::Transaction,
+    log: Arc<RawFile>,
+    target: Target,
+}
+
+/// A raw image and its log, by name and open.
+#[derive(Debug)]
+struct Target {
+    image: Arc<RawFile>,
+    image_path: PathBuf,
+    log_path: PathBuf,
+}
+
+impl RedoLog {
+    /// Begins a transaction on `raw`, the only layer of `chain`, whose write lock is held.
+    pub(crate) fn begin(raw: &ChainLayer, chain: &Chain) -> Result<Self, Error> {
+        let path = raw.path();
+        let metadata = raw.file().file().metadata().map_err(Error::io(path, "look at it"))?;
+        if !metadata.is_file() {
+            let problem = "a raw block device cannot be edited in a transaction; edit a copy in a file".to_owned();
+            return Err(Error::Invalid { path: path.to_owned(), problem });
+        }
+        let target = Target { image: raw.file().clone(), image_path: path.to_owned(), log_path: log_path(path) };
+        let log = target.create_log()?;
+        match target.begin_overlay(&log, raw.size(), chain) {
+            Ok(overlay) => Ok(Self { overlay, log, target }),
+            Err(error) => {
+                target.remove_log()?;
+                Err(error)
+            }
+        }
+    }
+
+    pub(crate) fn overlay(&self) -> &qtk_qcow2::Transaction {
+        &self.overlay
+    }
+
+    pub(crate) fn commit(&self) -> Result<(), Error> {
+        let layer = match self.record() {
+            Ok(layer) => layer,
+            Err(error) => {
+                // It may look complete, though the disk has not said that it is stored.
+                let _ = self.target.remove_log();
+                return Err(error);
+            }
+        };
+        self.target.apply(&layer).map_err(|source| self.target.unfinished(source))?;
+        self.target.remove_log()
+    }
+
+    /// Completes the log. Before this returns, the transaction has not happened; after it, it has.
+    fn record(&self) -> Result<Layer, Error> {
+        self.overlay.commit()?;
+        let layer = Layer::open(self.log.clone(), self.target.log_path.to_string_lossy())?;
+        let begin = self.log.size().next_multiple_of(layer.cluster_size());
+        let mut end = begin;
+        let mut all = Sha256::new();
+        let write_error = || Error::io(&self.target.log_path, "write to it");
+        for range in replaced(&layer) {
+            let mut old = vec![0; in_memory(range.end - range.start)];
+            self.target.read_image(&mut old, range.start)?;
+            let digests: Vec<u8> = old.chunks(SECTOR_LEN).flat_map(digest).collect();
+            all.update(&digests);
+            self.log.write_at(&digests, end).map_err(write_error())?;
+            end += digests.len() as u64;
+        }
+        let mut footer = Footer {
+            magic: MAGIC,
+            digests_offset: begin.into(),
+            digests_len: (end - begin).into(),
+            image_size: layer.size().into(),
+            digests_digest: all.finalize().into(),
+            checksum: SectorDigest::default(),
+        };
+        footer.checksum = footer.checksum();
+        self.log.write_at(footer.as_bytes(), end).map_err(write_error())?;
+        self.log.flush().map_err(write_error())?;
+        self.target.sync_folder()?;
+        Ok(layer)
+    }
+}
+
+impl Drop for RedoLog {
+    fn drop(&mut self) {
+        // A log that is complete waits to be finished; any other, and one just finished, is of no use.
+        if !matches!(Log::read(self.log.clone(), &self.target.log_path), Ok(Some(_))) {
+            let _ = std::fs::remove_file(&self.target.log_path);
+        }
+    }
+}
+
+/// The parts of the disk that a log replaces, in steps that fit in memory.
+fn replaced(layer: &Layer) -> impl Iterator<Item = Range<u64>> {
+    let mut at = 0;
+    std::iter::from_fn(move || {
+        while at < layer.size() {
+            let end = layer.size().min(at + STEP);
+            let Ok(extent) = layer.extent(at..end) else {
+                // Reading the range will say what is wrong.
+                return Some(std::mem::replace(&mut at, end)..end);
+            };
+            let range = std::mem::replace(&mut at, extent.range.end)..extent.range.end;
+            if extent.kind != ExtentKind::Unallocated {
+                return Some(range);
+            }
+        }
+        None
+    })
+}
+
+impl Target {
+    fn create_log(&self) -> Result<Arc<RawFile>, Error> {
+        let file = File::options().read(true).write(true).create_new(true).open(&self.log_path);
+        let log = file.and_then(RawFile::from_file);
+        Ok(Arc::new(log.map_err(Error::io(&self.log_path, "create the transaction's log"))?))
+    }
+
+    fn begin_overlay(&self, log: &Arc<RawFile>, size: u64, chain: &Chain) -> Result<qtk_qcow2::Transaction, Error> {
+        let image_name = self.image_path.file_name().unwrap_or_default().to_string_lossy();
+        // Not to be taken for a protocol.
+        let name = if image_name.contains(':') { format!("./{image_name}") } else { image_name.into_owned() };
+        let backing = Some(Backing { name, format: Some("raw".to_owned()) });
+        let options = CreateOptions { size, backing, ..CreateOptions::default() };
+        let name = self.log_path.to_string_lossy();
+        qtk_qcow2::create(log.clone(), &name, &options)?;
+        let layer = Arc::new(Layer::open(log.clone(), name)?);
+        Ok(qtk_qcow2::Transaction::begin(layer, Some(Arc::new(chain.clone())))?)
+    }
+
+    fn read_image(&self, buf: &mut [u8], offset: u64) -> Result<(), Error> {
+        let stored = in_memory(self.image.size().saturating_sub(offset)).min(buf.len());
+        let (head, tail) = buf.split_at_mut(stored);
+        tail.fill(0);
+        if head.is_empty() {
+            return Ok(());
+        }
+        self.image.read_at(head, offset).map_err(|source| Error::Read { path: self.image_path.clone(), offset, source })
+    }
+
+    /// Copies what the log holds into the image. Can be done again after it was cut short.
+    fn apply(&self, layer: &Layer) -> Result<(), Error> {
+        let mut new = Vec::new();
+        for range in replaced(layer) {
+            let extent = layer.extent(range.clone()).map_err(Error::io(&self.log_path, "read it"))?;
+            let write = if extent.kind == ExtentKind::Zero {
+                self.image.zero(range)
+            } else {
+                new.resize(in_memory(range.end - range.start), 0);
+                layer.read_at(&mut new, range.start).map_err(Error::io(&self.log_path, "read it"))?;
+                self.image.write_at(&new, range.start)
+            };
+            write.map_err(Error::io(&self.image_path, "write to it"))?;
+        }
+        self.image.flush().map_err(Error::io(&self.image_path, "sync it"))
+    }
+
+    fn unfinished(&self, source: Error) -> Error {
+        Error::Unfinished { path: self.image_path.clone(), log: self.log_path.clone(), source: Box::new(source) }
+    }
+
+    fn remove_log(&self) -> Result<(), Error> {
+        std::fs::remove_file(&self.log_path).map_err(Error::io(&self.log_path, "remove it"))?;
+        self.sync_folder()
+    }
+
+    fn sync_folder(&self) -> Result<(), Error> {
+        let folder = match self.log_path.parent() {
+            Some(folder) if !folder.as_os_str().is_empty() => folder,
+            _ => Path::new("."),
+        };
+        File::open(folder).and_then(|folder| folder.sync_all()).map_err(Error::io(folder, "sync it"))
+    }
+}
+
+/// A log that is complete.
+struct Log {
+    layer: Layer,
+    footer: Footer,
+    file: Arc<RawFile>,
+}
+
+impl Log {
+    /// The log in `file`, or `None` if it was never completed.
+    fn read(file: Arc<RawFile>, path: &Path) -> Result<Option<Self>, Error> {
+        let read_error = || Error::io(path, "read it");
+        let Some(footer_offset) = file.size().checked_sub(FOOTER_LEN) else { return Ok(None) };
+        let mut footer = Footer::new_zeroed();
+        file.read_at(footer.as_mut_bytes(), footer_offset).map_err(read_error())?;
+        let digests = footer.digests_offset.get()..footer_offset;
+        let complete = footer.magic == MAGIC
+            && footer.checksum == footer.checksum()
+            && digests.end.checked_sub(digests.start) == Some(footer.digests_len.get());
+        if !complete {
+            return Ok(None);
+        }
+        let mut all = Sha256::new();
+        let mut at = digests.start;
+        while at < digests.end {
+            let mut bytes = vec![0; in_memory(STEP.min(digests.end - at))];
+            file.read_at(&mut bytes, at).map_err(read_error())?;
+            all.update(&bytes);
+            at += bytes.len() as u64;
+        }
+        if footer.digests_digest[..] != all.finalize()[..] {
+            return Ok(None);
+        }
+        let layer = Layer::open(file.clone(), path.to_string_lossy())?;
+        Ok(Some(Self { layer, footer, file }))
+    }
+
+    /// Fails unless every sector that the log replaces is what it was, or what it is to become.
+    fn verify(&self, target: &Target) -> Result<(), Error> {
+        let foreign =
+            |offset| Error::ForeignChange { path: target.image_path.clone(), log: target.log_path.clone(), offset };
+        let log_error = || Error::io(&target.log_path, "read it");
+        if target.image.size().next_multiple_of(SECTOR) != self.footer.image_size.get() {
+            return Err(foreign(target.image.size().min(self.footer.image_size.get())));
+        }
+        let mut digests_at = self.footer.digests_offset.get();
+        for range in replaced(&self.layer) {
+            let len = in_memory(range.end - range.start);
+            let (mut current, mut new) = (vec![0; len], vec![0; len]);
+            let mut digests = vec![0; len / SECTOR_LEN * size_of::<SectorDigest>()];
+            target.read_image(&mut current, range.start)?;
+            self.layer.read_at(&mut new, range.start).map_err(log_error())?;
+            self.file.read_at(&mut digests, digests_at).map_err(log_error())?;
+            digests_at += digests.len() as u64;
+            let sectors = current.chunks(SECTOR_LEN).zip(new.chunks(SECTOR_LEN));
+            for ((index, (current, new)), old) in (0..).zip(sectors).zip(digests.as_chunks().0) {
+                if current != new && digest(current) != *old {
+                    return Err(foreign(range.start + index * SECTOR));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What an unfinished transaction left of the raw image in `image`, which is open and, for writing, locked.
+pub(crate) enum Leftover {
+    /// Nothing, or nothing any more.
+    None,
+    /// A complete log, through which the image must be read.
+    ReadThrough(PathBuf),
+}
+
+/// Finishes or drops an unfinished transaction where the image is open for writing, and else finds out whether there is one.
+pub(crate) fn recover(image_path: &Path, image: &Arc<RawFile>, access: Access) -> Result<Leftover, Error> {
+    let log_path = log_path(image_path);
+    let log = match RawFile::open(&log_path, Access::ReadOnly) {
+        Ok(log) => Arc::new(log),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Leftover::None),
+        Err(error) => return Err(Error::io(log_path, "open the log of an unfinished transaction")(error)),
+    };
+    let target = Target { image: image.clone(), image_path: image_path.to_owned(), log_path };
+    match (Log::read(log, &target.log_path)?, access) {
+        (None, Access::ReadOnly) => Ok(Leftover::None),
+        (None, Access::ReadWrite) => {
+            target.remove_log()?;
+            Ok(Leftover::None)
+        }
+        (Some(log), Access::ReadOnly) => {
+            log.verify(&target)?;
+            Ok(Leftover::ReadThrough(target.log_path))
+        }
+        (Some(log), Access::ReadWrite) => {
+            log.verify(&target)?;
+            target.apply(&log.layer).map_err(|source| target.unfinished(source))?;
+            target.remove_log()?;
+            Ok(Leftover::None)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
