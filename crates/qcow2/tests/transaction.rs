@@ -1,5 +1,7 @@
 //! Random changes against a model of the disk, with QEMU as judge after every commit.
 
+#![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
+
 mod support;
 
 use std::ops::Range;

@@ -17,6 +17,7 @@ use crate::bitmap::BitmapDirectory;
 use crate::error::Error;
 use crate::layer::Layer;
 use crate::mapping::L2Tables;
+use crate::types::HostOffset;
 use commit::Sector;
 use metadata::Metadata;
 use refcounts::Refcounts;
@@ -76,7 +77,13 @@ impl Transaction {
                 return Err(error);
             }
         };
-        file.write(&sector, crate::types::HostOffset(0))?;
+        if let Err(error) = file.write(&sector, HostOffset(0)) {
+            // What the host says it did not write may be there all the same.
+            if commit::read_sector(&file).is_ok_and(|sector| sector == self.committed) {
+                self.roll_back(&state);
+            }
+            return Err(error);
+        }
         file.sync()?;
         let bits = state.header().cluster_bits.bits();
         for run in state.refcounts.freed_runs() {
