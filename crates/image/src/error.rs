@@ -28,6 +28,14 @@ pub enum Error {
         /// Why.
         source: io::Error,
     },
+    /// One of two devices that were compared could not be read.
+    #[error("cannot compare at guest offset {offset:#x}")]
+    Compare {
+        /// Where on the guest's disk.
+        offset: u64,
+        /// Why; names the image.
+        source: io::Error,
+    },
     /// Another process uses the image in a way that forbids ours.
     #[error(
         "{}: in use by another process, which holds its \"{permission}\" lock; stop the VM or tool that has it open{}",
@@ -172,7 +180,10 @@ impl Error {
         match self {
             Self::Qcow2(error) => matches!(error, qtk_qcow2::Error::Corrupt { .. }),
             Self::Backing { source, .. } => source.is_corruption(),
-            Self::Io { source, .. } | Self::Read { source, .. } => source.kind() == io::ErrorKind::InvalidData,
+            Self::Io { source, .. } | Self::Read { source, .. } | Self::Compare { source, .. } => {
+                source.kind() == io::ErrorKind::InvalidData
+            }
+            Self::Unfinished { source, .. } => source.is_corruption(),
             _ => false,
         }
     }
@@ -181,7 +192,7 @@ impl Error {
 impl From<Error> for io::Error {
     fn from(error: Error) -> Self {
         let kind = match &error {
-            Error::Io { source, .. } | Error::Read { source, .. } => source.kind(),
+            Error::Io { source, .. } | Error::Read { source, .. } | Error::Compare { source, .. } => source.kind(),
             Error::Busy { .. } => io::ErrorKind::ResourceBusy,
             Error::Protocol { .. } | Error::UnsupportedFormat { .. } => io::ErrorKind::Unsupported,
             _ if error.is_corruption() => io::ErrorKind::InvalidData,

@@ -82,7 +82,7 @@ pub fn flatten(
     let mut sink = Sink::new(storage, output, image.size(), bits, options)?;
     let job = Flattening { chain: image.chain(), output, bits, options, spare: Mutex::default() };
     let report = job.run(&mut sink, progress)?;
-    let file_size = sink.finish(output)?;
+    let file_size = sink.finish()?;
     file.commit().map_err(Error::io(output, "put it in its place"))?;
     Ok(FlattenReport { disk_size: image.size(), file_size, ..report })
 }
@@ -108,13 +108,18 @@ fn check_options(output: &Path, options: &FlattenOptions) -> Result<ClusterBits,
     }
 }
 
-/// Refuses a target that is a part of the chain or that somebody uses. The lock is to be held until it is replaced.
+/// Refuses a target that is a part of the chain or that somebody uses.
 fn guard_target(image: &Image, output: &Path) -> Result<Option<ImageLock>, Error> {
     let Some(id) = file_id(output) else { return Ok(None) };
     if let Some(layer) = image.layers().iter().find(|layer| layer.id() == id) {
         let problem = format!("it belongs to the chain of {}; write to another file", layer.path().display());
         return Err(Error::Invalid { path: output.to_owned(), problem });
     }
+    refuse_used(output)
+}
+
+/// Refuses a target that somebody uses. The lock is to be held until the target is replaced.
+pub(crate) fn refuse_used(output: &Path) -> Result<Option<ImageLock>, Error> {
     let Ok(existing) = std::fs::File::open(output) else { return Ok(None) };
     match ImageLock::acquire(&existing, LockMode::Write) {
         Ok(lock) => Ok(Some(lock)),
@@ -395,7 +400,7 @@ impl Sink {
         Ok(())
     }
 
-    fn finish(self, _output: &Path) -> Result<u64, Error> {
+    fn finish(self) -> Result<u64, Error> {
         match self {
             Self::Raw(file) => Ok(file.size()),
             Self::Qcow2(writer) => Ok(writer.finish()?),

@@ -45,10 +45,12 @@ impl Image {
         &self.path
     }
 
-    /// The format of the topmost file.
+    /// The format of the file at [`path`](Self::path).
     #[must_use]
     pub fn format(&self) -> Format {
-        self.chain.layers().first().map_or(Format::Raw, ChainLayer::format)
+        // Not the topmost layer: that may be the log of an unfinished transaction.
+        let named = self.layers().iter().find(|layer| layer.path() == self.path);
+        named.map_or(Format::Raw, ChainLayer::format)
     }
 
     /// The files of the chain, topmost first.

@@ -6,11 +6,15 @@
 //! what `qemu-img` would say about an image.
 
 mod chain;
+mod compare;
+mod create;
 mod error;
 mod flatten;
 mod format;
 mod image;
+mod info;
 mod layer;
+mod map;
 mod name;
 mod open;
 mod pipeline;
@@ -18,10 +22,14 @@ mod redo;
 mod transaction;
 
 pub use chain::{Chain, Run, Runs};
+pub use compare::{Comparison, compare};
+pub use create::{NewImage, create_image};
 pub use error::Error;
 pub use flatten::{FlattenOptions, FlattenReport, flatten};
 pub use format::Format;
 pub use image::Image;
+pub use info::{ImageInfo, Qcow2Info, chain_info, info};
 pub use layer::ChainLayer;
+pub use map::{MapEntry, map};
 pub use open::{BackingPolicy, OpenOptions, Warning};
 pub use transaction::Transaction;

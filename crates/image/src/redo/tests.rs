@@ -17,7 +17,7 @@ impl Scene {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("disk.raw");
-        let mut old: Vec<u8> = (0..SIZE).map(|at| (at / 300 % 251) as u8 + 1).collect();
+        let mut old: Vec<u8> = (1..=251).flat_map(|byte| [byte; 300]).cycle().take(SIZE).collect();
         std::fs::write(&path, &old).unwrap();
         old.resize(LEN, 0);
         let mut new = old.clone();
