@@ -1,0 +1,10 @@
+//! Whole commands on real images, judged by the tools that own the formats.
+
+mod bad_input;
+mod crash;
+mod documentation;
+mod locks;
+mod main_job;
+mod qemu_json;
+mod support;
+mod verbs;

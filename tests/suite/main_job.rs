@@ -1,0 +1,181 @@
+//! The daily job on a real guest: inject into base, overlay and raw copy; flatten; boot the result.
+
+use std::path::Path;
+
+use crate::support::{Workshop, arg, command, fsck, guests, ok, qtk, root, run};
+
+const MARKER: &str = "qtk-injected-service-ran";
+
+const UNIT: &str = "\
+[Unit]
+Description=Proof that an injected service runs
+
+[Service]
+Type=oneshot
+ExecStart=/usr/local/bin/announce
+StandardOutput=tty
+TTYPath=/dev/console
+
+[Install]
+WantedBy=multi-user.target
+";
+
+/// What a test puts into a guest.
+struct Payload {
+    workshop: Workshop,
+}
+
+/// Every path that injecting the payload makes or changes.
+const TOUCHED: [&str; 5] = [
+    "/usr/local/bin/agent",
+    "/usr/local/bin/announce",
+    "/etc/systemd/system/announce.service",
+    "/etc/systemd/system/multi-user.target.wants/announce.service",
+    "/opt/tree",
+];
+
+impl Payload {
+    fn new() -> Self {
+        let workshop = Workshop::new();
+        workshop.write("agent", &noise(60 << 20));
+        workshop.write("announce", format!("#!/bin/sh\necho {MARKER}\n").as_bytes());
+        workshop.write("announce.service", UNIT.as_bytes());
+        for index in 0..1000 {
+            let name = format!("tree/{}/file-{index}", index % 10);
+            workshop.write(&name, format!("{index}\n").repeat(index % 700).as_bytes());
+        }
+        Self { workshop }
+    }
+
+    fn inject_into(&self, image: &str) {
+        for line in [
+            "inject --mode 0755 IMAGE agent announce /usr/local/bin/",
+            "inject IMAGE announce.service /etc/systemd/system/",
+            "ln -s IMAGE /etc/systemd/system/announce.service /etc/systemd/system/multi-user.target.wants/announce.service",
+            "inject IMAGE tree /opt",
+        ] {
+            ok(&mut self.workshop.qtk(&line.replace("IMAGE", image)));
+        }
+    }
+
+    /// The image is sound, holds the payload, and every other file is as it was in `before`.
+    fn judge(&self, before: &Path, image: &str) {
+        let after = self.workshop.path(image);
+        fsck(&after);
+        let mut compare = command(arg(&root().join("tests/guest/compare.sh")), &[arg(before), arg(&after)]);
+        for path in TOUCHED {
+            compare.args(["--ignore", path]);
+        }
+        ok(&mut compare);
+        ok(&mut self.workshop.qtk(&format!("extract {image} /opt/tree /usr/local/bin/agent out-{image}")));
+        ok(&mut self.workshop.sh("diff", &format!("-r tree out-{image}/tree")));
+        ok(&mut self.workshop.sh("cmp", &format!("agent out-{image}/agent")));
+    }
+
+    /// A copy of a guest to edit.
+    fn copy(&self, guest: &str, name: &str) {
+        std::fs::copy(guests().join(guest), self.workshop.path(name)).unwrap();
+    }
+}
+
+/// Bytes that no codec can shrink, the same each time.
+fn noise(len: usize) -> Vec<u8> {
+    let mut state = 0x2545_f491_4f6c_dd1d_u64;
+    let mut step = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state
+    };
+    (0..len.div_ceil(8)).flat_map(|_| step().to_le_bytes()).take(len).collect()
+}
+
+#[test]
+fn inject_into_a_compressed_base() {
+    for guest in ["ubuntu.qcow2", "debian.qcow2"] {
+        let payload = Payload::new();
+        payload.copy(guest, "image.qcow2");
+        payload.inject_into("image.qcow2");
+        payload.judge(&guests().join(guest), "image.qcow2");
+    }
+}
+
+#[test]
+fn inject_into_a_raw_copy() {
+    let payload = Payload::new();
+    let guest = guests().join("ubuntu.qcow2");
+    let raw = payload.workshop.path("image.raw");
+    ok(&mut command("qemu-img", &["convert", "-O", "raw", arg(&guest), arg(&raw)]));
+    payload.inject_into("-f raw image.raw");
+    assert!(!payload.workshop.path("image.raw.qtk-txn").exists(), "the redo log stays only after a crash");
+    payload.judge(&guest, "image.raw");
+}
+
+#[test]
+fn inject_into_an_overlay_then_flatten_and_boot() {
+    let payload = Payload::new();
+    payload.copy("ubuntu.qcow2", "base.qcow2");
+    ok(&mut payload.workshop.qtk("create -b base.qcow2 -F qcow2 overlay.qcow2"));
+    payload.inject_into("overlay.qcow2");
+    let guest = guests().join("ubuntu.qcow2");
+    payload.judge(&guest, "overlay.qcow2");
+    assert_eq!(
+        std::fs::read(payload.workshop.path("base.qcow2")).unwrap(),
+        std::fs::read(&guest).unwrap(),
+        "the base of an overlay is never written"
+    );
+
+    ok(&mut payload.workshop.sh("qemu-img", "convert -O qcow2 overlay.qcow2 expected.qcow2"));
+    for (name, options) in [
+        ("plain.qcow2", ""),
+        ("zlib.qcow2", " -c zlib"),
+        ("recompressed.qcow2", " -c zlib --recompress --threads 1"),
+        ("zstd.qcow2", " -c zstd"),
+        ("flat.raw", " --format raw"),
+    ] {
+        ok(&mut payload.workshop.qtk(&format!("flatten overlay.qcow2 -o {name}{options}")));
+        ok(&mut payload.workshop.sh("qemu-img", &format!("compare expected.qcow2 {name}")));
+    }
+    for name in ["plain.qcow2", "zlib.qcow2", "recompressed.qcow2", "zstd.qcow2"] {
+        ok(&mut payload.workshop.sh("qemu-img", &format!("check {name}")));
+    }
+    boots(&payload.workshop.path("zstd.qcow2"));
+}
+
+/// The guest comes up in QEMU, and the injected service has written to the serial console.
+fn boots(image: &Path) {
+    let script = root().join("tests/guest/boot.sh");
+    let ran = run(&mut command(arg(&script), &[arg(image), "--until", MARKER]));
+    assert_eq!(ran.code, 0, "the guest did not announce itself\n{}\n{}", ran.stdout, ran.stderr);
+    assert!(ran.stdout.contains(MARKER));
+}
+
+#[test]
+fn flatten_gives_the_same_bytes_on_any_number_of_threads() {
+    let payload = Payload::new();
+    payload.copy("debian.qcow2", "base.qcow2");
+    let digest = |threads: u32| {
+        let name = format!("threads-{threads}.qcow2");
+        let line = format!("flatten base.qcow2 -o {name} -c zstd --level 1 --threads {threads}");
+        ok(&mut payload.workshop.qtk(&line));
+        ok(&mut payload.workshop.sh("sha256sum", &name)).split(' ').next().map(str::to_owned)
+    };
+    let one = digest(1);
+    assert_eq!(digest(2), one);
+    assert_eq!(digest(7), one);
+}
+
+#[test]
+fn a_journal_left_dirty_by_a_crash_is_replayed_before_the_edit() {
+    let payload = Payload::new();
+    payload.copy("dirty.qcow2", "dirty.qcow2");
+    let listing = |image: &str| ok(&mut payload.workshop.qtk(&format!("ls -lR --json {image} /")));
+    let read_with_replay_in_memory = listing("dirty.qcow2");
+    payload.inject_into("dirty.qcow2");
+    fsck(&payload.workshop.path("dirty.qcow2"));
+
+    // The kernel's own replay is e2fsck's: the same files must be there before the edit's.
+    std::fs::copy(guests().join("dirty.qcow2"), payload.workshop.path("judge.qcow2")).unwrap();
+    assert_eq!(listing("judge.qcow2"), read_with_replay_in_memory);
+    assert_eq!(ok(&mut qtk(&["check", arg(&payload.workshop.path("judge.qcow2"))])).lines().count(), 2);
+}
