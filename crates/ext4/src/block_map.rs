@@ -1,7 +1,8 @@
 //! Block maps of ext2 and ext3: direct and indirect pointers (kernel documentation, "Direct/Indirect Block Addressing").
 
 use crate::error::{Error, Place, Result};
-use crate::inode::Inode;
+use crate::extent_edit::Tree;
+use crate::inode::{Inode, MAP_LEN};
 use crate::map::{FileMap, Run, Segment, Target};
 use crate::{BlockNr, Ext4};
 
@@ -20,8 +21,9 @@ fn pointers_per_block(fs: &Ext4) -> u64 {
 }
 
 /// One past the last block of a file that the pointers can reach.
-fn end(fs: &Ext4) -> u64 {
-    DIRECT + (1..=LEVELS).map(|level| pointers_per_block(fs).pow(level)).sum::<u64>()
+fn end(block_len: usize) -> u64 {
+    let per_block = (block_len / POINTER_LEN) as u64;
+    DIRECT + (1..=LEVELS).map(|level| per_block.pow(level)).sum::<u64>()
 }
 
 /// A place in the tree of pointers: an array of them, each of which maps `span` blocks of the file from `first` on.
@@ -125,4 +127,67 @@ fn load_array(fs: &Ext4, inode: &Inode, array: &Array<'_>, map: &mut FileMap, bu
         }
     }
     Ok(())
+}
+
+/// How many blocks with pointers the map takes, or `None` if pointers cannot hold it.
+pub(crate) fn blocks_needed(map: &FileMap, block_len: usize) -> Option<usize> {
+    let reach = end(block_len);
+    let fits = |run: &Run| run.end() <= reach && u32::try_from(run.start.plus(run.len).0).is_ok() && !run.unwritten;
+    let count = || lay_out(map, block_len, std::iter::repeat(BlockNr(0))).blocks.len();
+    map.runs().iter().all(fits).then(count)
+}
+
+/// Lays the map out in its own node blocks, of which it must have as many as [`blocks_needed`] says.
+pub(crate) fn encode(map: &FileMap, block_len: usize) -> Tree {
+    lay_out(map, block_len, map.nodes.iter().copied())
+}
+
+fn lay_out(map: &FileMap, block_len: usize, free: impl Iterator<Item = BlockNr>) -> Tree {
+    let per_block = (block_len / POINTER_LEN) as u64;
+    let mut layout = Layout { map, block_len, free, blocks: Vec::new() };
+    let mut root = [0; MAP_LEN];
+    let (direct, indirect) = root.split_at_mut(DIRECT as usize * POINTER_LEN);
+    layout.array(direct, 0, 1);
+    let mut first = DIRECT;
+    for (level, pointer) in (1..=LEVELS).zip(indirect.chunks_exact_mut(POINTER_LEN)) {
+        layout.array(pointer, first, per_block.pow(level));
+        first += per_block.pow(level);
+    }
+    Tree { root, blocks: layout.blocks }
+}
+
+struct Layout<'a, I> {
+    map: &'a FileMap,
+    block_len: usize,
+    free: I,
+    blocks: Vec<(BlockNr, Vec<u8>)>,
+}
+
+impl<I: Iterator<Item = BlockNr>> Layout<'_, I> {
+    /// Fills an array of pointers, each of which maps `span` blocks of the file from `first` on.
+    fn array(&mut self, pointers: &mut [u8], first: u64, span: u64) {
+        let end = first + (pointers.len() / POINTER_LEN) as u64 * span;
+        let mut at = first;
+        while at < end {
+            let segment = self.map.find(at);
+            let Target::Data(start) = segment.target else {
+                at += segment.len;
+                continue;
+            };
+            let index = (at - first) / span;
+            let value = if span == 1 { Some(start) } else { self.child(first + index * span, span) };
+            let value = value.and_then(|block| u32::try_from(block.0).ok()).unwrap_or(0);
+            let place = usize::try_from(index).unwrap_or(usize::MAX) * POINTER_LEN;
+            pointers[place..place + POINTER_LEN].copy_from_slice(&value.to_le_bytes());
+            at = first + (index + 1) * span;
+        }
+    }
+
+    fn child(&mut self, first: u64, span: u64) -> Option<BlockNr> {
+        let place = self.free.next()?;
+        let mut bytes = vec![0; self.block_len];
+        self.array(&mut bytes, first, span / (self.block_len / POINTER_LEN) as u64);
+        self.blocks.push((place, bytes));
+        Some(place)
+    }
 }

@@ -128,6 +128,10 @@ impl Cache {
         self.dirty.remove(&number);
     }
 
+    pub(crate) fn has_changes(&self) -> bool {
+        !self.dirty.is_empty()
+    }
+
     /// Writes every changed block, in order, neighbours together.
     pub(crate) fn write_back(&mut self, device: &dyn BlockWrite) -> Result<()> {
         let mut run = Vec::new();

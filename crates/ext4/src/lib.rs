@@ -2,12 +2,15 @@
 
 mod acl;
 mod attributes;
+mod bitmap;
 mod block_map;
 mod cache;
 mod checksum;
 mod dir;
+mod editor;
 mod error;
 mod extent;
+mod extent_edit;
 mod features;
 mod file;
 mod fs;
@@ -18,9 +21,11 @@ mod journal;
 mod lookup;
 mod map;
 mod metadata;
+mod orphan;
 mod superblock;
 mod xattr;
 
+pub use editor::{EditOptions, Editor};
 pub use error::{Error, Place, Result};
 pub use fs::Ext4;
 pub use ids::{BlockNr, GroupNr, Ino};

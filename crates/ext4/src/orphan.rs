@@ -1,0 +1,107 @@
+//! Inodes that a crash left without names or half truncated: the list that starts in the superblock, and the orphan file
+//! (kernel documentation, "Orphan file").
+
+use std::collections::BTreeSet;
+
+use crate::checksum;
+use crate::error::{Error, Place, Result};
+use crate::inode::Inode;
+use crate::map::Target;
+use crate::metadata::FileType;
+use crate::{BlockNr, Editor, Ino};
+
+const TAIL_MAGIC: [u8; 4] = 0x0b10_ca04_u32.to_le_bytes();
+const TAIL_LEN: usize = 8;
+const ENTRY_LEN: usize = 4;
+
+impl Editor {
+    /// Frees or truncates all of them.
+    pub(crate) fn process_orphans(&mut self) -> Result<()> {
+        self.process_orphan_list()?;
+        self.process_orphan_file()
+    }
+
+    fn process_orphan_list(&mut self) -> Result<()> {
+        let Some(first) = self.fs().superblock.last_orphan() else { return Ok(()) };
+        let mut seen = BTreeSet::new();
+        let mut next = Some(first);
+        while let Some(ino) = next {
+            if !seen.insert(ino) {
+                return Err(Error::corrupt(Place::Inode(ino), "the list of orphan inodes goes round in circles"));
+            }
+            let inode = self.fs().inode(ino)?;
+            next = Ino::new(inode.dtime());
+            self.process_orphan(inode)?;
+        }
+        self.modify_superblock(|superblock| superblock.clear_last_orphan());
+        Ok(())
+    }
+
+    fn process_orphan_file(&mut self) -> Result<()> {
+        let Some(ino) = self.fs().superblock.present_orphan_file() else { return Ok(()) };
+        let file = self.fs().inode(ino)?;
+        for logical in 0..file.size() / u64::from(self.fs().block_size()) {
+            match self.fs().segment(&file, logical)?.target {
+                Target::Data(place) => self.process_orphan_block(&file, place)?,
+                Target::Hole | Target::Unwritten => {
+                    return Err(Error::corrupt(Place::Inode(ino), "the orphan file has a hole"));
+                }
+            }
+        }
+        self.modify_superblock(|superblock| superblock.clear_orphan_present());
+        Ok(())
+    }
+
+    fn process_orphan_block(&mut self, file: &Inode, place: BlockNr) -> Result<()> {
+        let corrupt = |problem| Error::corrupt(Place::Block(place), problem);
+        let block = self.fs().block(place)?;
+        let seed = self.fs().checksum_seed().map(|seed| file.seed(seed));
+        let sum = |entries: &[u8]| seed.map(|seed| checksum::orphan_block(seed, place, entries).to_le_bytes());
+        let (entries, tail) = block.split_at(block.len() - TAIL_LEN);
+        if tail[..4] != TAIL_MAGIC {
+            return Err(corrupt("a block of the orphan file has no tail"));
+        }
+        if sum(entries).is_some_and(|sum| sum != tail[4..]) {
+            return Err(corrupt("the checksum of a block of the orphan file is wrong"));
+        }
+        let orphans: Vec<Ino> = entries
+            .as_chunks::<ENTRY_LEN>()
+            .0
+            .iter()
+            .filter_map(|&entry| Ino::new(u32::from_le_bytes(entry)))
+            .collect();
+        if orphans.is_empty() {
+            return Ok(());
+        }
+        for ino in orphans {
+            let inode = self.fs().inode(ino)?;
+            self.process_orphan(inode)?;
+        }
+        let mut empty = vec![0; block.len()];
+        let (entries, tail) = empty.split_at_mut(block.len() - TAIL_LEN);
+        tail[..4].copy_from_slice(&TAIL_MAGIC);
+        if let Some(sum) = sum(entries) {
+            tail[4..].copy_from_slice(&sum);
+        }
+        self.put_metadata(place, empty);
+        Ok(())
+    }
+
+    fn process_orphan(&mut self, mut inode: Inode) -> Result<()> {
+        if inode.ino().get() < self.fs().geometry().first_ino || inode.mode() == 0 {
+            return Err(Error::corrupt(
+                Place::Inode(inode.ino()),
+                "the inode cannot be an orphan, but is marked as one",
+            ));
+        }
+        if inode.links() == 0 {
+            return self.free_inode(&mut inode);
+        }
+        inode.set_dtime(0);
+        if inode.is(FileType::Regular) {
+            let size = inode.size();
+            self.set_content_size(&mut inode, size)?;
+        }
+        self.put_inode(&mut inode)
+    }
+}
