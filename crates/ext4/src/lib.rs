@@ -25,7 +25,7 @@ mod orphan;
 mod superblock;
 mod xattr;
 
-pub use editor::{EditOptions, Editor};
+pub use editor::{EditOptions, Editor, NewNode, NodeKind, SetAttributes};
 pub use error::{Error, Place, Result};
 pub use fs::Ext4;
 pub use ids::{BlockNr, GroupNr, Ino};

@@ -53,6 +53,11 @@ impl Name {
         *self != Self { prefix: 7, rest: b"data".to_vec() } && PREFIXES.iter().any(|(number, _)| *number == self.prefix)
     }
 
+    /// Whether users may set it: the kernel has handlers for these prefixes alone.
+    pub(crate) fn is_settable(&self) -> bool {
+        matches!(self.prefix, 1..=4 | 6)
+    }
+
     pub(crate) fn is_acl(&self) -> bool {
         *self == Self::ACCESS_ACL || *self == Self::DEFAULT_ACL
     }

@@ -1,10 +1,14 @@
 //! Writing to a file system: changes of metadata wait in memory for a commit, file data goes straight to the device.
 
+mod attributes;
 mod blocks;
 mod directory;
+mod entries;
 mod file;
 mod inodes;
+mod links;
 mod map;
+mod node;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -22,7 +26,9 @@ use crate::journal::Journal;
 use crate::metadata::Timestamp;
 use crate::superblock::{SUPERBLOCK_OFFSET, Superblock};
 use crate::{BlockNr, Ext4, GroupNr, Ino};
+pub use attributes::SetAttributes;
 use blocks::BlockRange;
+pub use node::{NewNode, NodeKind};
 
 /// How an [`Editor`] works.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
