@@ -11,8 +11,8 @@ use crate::header::{Header, MAX_BACKING_NAME, MAX_L1_SIZE, MAX_REFCOUNT_TABLE_SI
 use crate::refcount::RefcountWidth;
 use crate::types::{ClusterBits, CompressionType, HostOffset, Version, in_memory};
 
-/// Smaller clusters keep their room for the backing file's name.
-const MIN_SIZE_FOR_NAMES: u64 = 2048;
+/// Smaller clusters keep their room for the backing file's name, as in QEMU.
+const MIN_SIZE_FOR_NAMES: u64 = 8192;
 
 /// What a new image is to be. The defaults are `qemu-img create`'s.
 #[derive(Clone, Debug)]

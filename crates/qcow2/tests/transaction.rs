@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 use qtk_block::{Access, BlockRead, BlockWrite, RawFile};
-use qtk_qcow2::{Backing, ClusterBits, CreateOptions, Transaction, Version, create};
+use qtk_qcow2::{Backing, ClusterBits, CreateOptions, Error, Transaction, Version, create};
 use support::{assert_clean, mixed_disk, noise, open, qemu_img, qemu_io, qemu_read, read_all, storage};
 
 #[derive(Clone, Debug)]
@@ -188,6 +188,99 @@ proptest! {
             prop_assert!(snapshot_content(&image, snapshot) == *state, "snapshot {snapshot} has changed");
         }
     }
+}
+
+#[test]
+fn bitmaps_are_marked_in_use() {
+    // With 64 KiB clusters QEMU's table of feature names fills the first sector.
+    for options in ["cluster_size=4k", "cluster_size=64k"] {
+        let folder = tempfile::tempdir().unwrap();
+        qemu_img(folder.path(), &format!("create -f qcow2 -o {options} image.qcow2 1M"));
+        qemu_img(folder.path(), "bitmap --add image.qcow2 changes");
+        qemu_img(folder.path(), "bitmap --add image.qcow2 others");
+        let image = folder.path().join("image.qcow2");
+        let transaction = begin(&image, None);
+        transaction.write_at(&[1; 100], 5000).unwrap();
+        transaction.commit().unwrap();
+        assert_clean(&image);
+        let bitmaps = open(&image).bitmaps().unwrap();
+        assert!(bitmaps.len() == 2 && bitmaps.iter().all(|bitmap| bitmap.in_use));
+        let info = qemu_img(folder.path(), "info image.qcow2");
+        assert_eq!(info.matches("in-use").count(), 2, "{info}");
+        qemu_img(folder.path(), "bitmap --remove image.qcow2 changes");
+        assert_clean(&image);
+    }
+}
+
+#[test]
+fn what_we_do_not_know_is_kept_or_cleared() {
+    let folder = tempfile::tempdir().unwrap();
+    qemu_img(folder.path(), "create -f qcow2 -o cluster_size=4k,lazy_refcounts=on image.qcow2 1M");
+    let image = folder.path().join("image.qcow2");
+    let mut bytes = std::fs::read(&image).unwrap();
+    let extension = [&[0x12, 0x34, 0x56, 0x78, 0, 0, 0, 5][..], b"hello"].concat();
+    bytes[112..112 + extension.len()].copy_from_slice(&extension);
+    bytes[80] |= 0x80;
+    bytes[88] |= 0x80;
+    std::fs::write(&image, bytes).unwrap();
+    let transaction = begin(&image, None);
+    transaction.zero(0..1 << 20).unwrap();
+    transaction.write_at(b"x", 0).unwrap();
+    transaction.commit().unwrap();
+    assert_clean(&image);
+    let layer = open(&image);
+    assert_eq!(layer.header().extension(0x1234_5678).unwrap().data, b"hello");
+    assert_eq!(layer.header().features.compatible, 1 << 63 | 1);
+    assert_eq!(layer.header().features.autoclear, 0);
+}
+
+#[test]
+fn a_header_that_somebody_else_changed_stays() {
+    let folder = tempfile::tempdir().unwrap();
+    qemu_img(folder.path(), "create -f qcow2 image.qcow2 1M");
+    let image = folder.path().join("image.qcow2");
+    let transaction = begin(&image, None);
+    transaction.write_at(b"ours", 0).unwrap();
+    qemu_img(folder.path(), "amend -o lazy_refcounts=on image.qcow2");
+    let grown = image.metadata().unwrap().len();
+    assert!(matches!(transaction.commit(), Err(Error::ChangedMeanwhile { .. })));
+    drop(transaction);
+    // Whoever changed the image may use what lies past its old end.
+    assert!(image.metadata().unwrap().len() >= grown);
+    assert_eq!(open(&image).header().features.compatible, 1);
+}
+
+#[test]
+fn a_backing_image_must_be_given_where_there_is_one() {
+    let folder = tempfile::tempdir().unwrap();
+    qemu_img(folder.path(), "create -f qcow2 -u -b base.raw -F raw image.qcow2 1M");
+    let layer = Arc::new(open(&folder.path().join("image.qcow2")));
+    let error = Transaction::begin(layer, None).unwrap_err();
+    assert!(error.to_string().contains("backing"), "{error}");
+}
+
+#[test]
+fn threads_write_side_by_side() {
+    let folder = tempfile::tempdir().unwrap();
+    qemu_img(folder.path(), "create -f qcow2 image.qcow2 8M");
+    let image = folder.path().join("image.qcow2");
+    let transaction = begin(&image, None);
+    // Pieces that share clusters with those of other threads.
+    let piece = 10_000;
+    std::thread::scope(|scope| {
+        for thread in 0..4 {
+            let transaction = &transaction;
+            scope.spawn(move || {
+                for index in (thread..400).step_by(4) {
+                    transaction.write_at(&noise(index, 10_000), index * piece).unwrap();
+                }
+            });
+        }
+    });
+    transaction.commit().unwrap();
+    assert_clean(&image);
+    let expected: Vec<u8> = (0..400).flat_map(|index| noise(index, 10_000)).collect();
+    assert!(qemu_read(&image)[..expected.len()] == expected);
 }
 
 fn snapshot_content(image: &Path, snapshot: usize) -> Vec<u8> {

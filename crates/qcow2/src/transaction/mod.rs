@@ -78,10 +78,7 @@ impl Transaction {
             }
         };
         if let Err(error) = file.write(&sector, HostOffset(0)) {
-            // What the host says it did not write may be there all the same.
-            if commit::read_sector(&file).is_ok_and(|sector| sector == self.committed) {
-                self.roll_back(&state);
-            }
+            self.roll_back(&state);
             return Err(error);
         }
         file.sync()?;
@@ -103,7 +100,13 @@ impl Transaction {
     }
 
     /// Gives the space of what was written back to the host. The image does not refer to it, so failing does no harm.
+    ///
+    /// Another header than the one we began with may refer to it: after a write that only seemed to fail, or when somebody
+    /// else did not heed the lock.
     fn roll_back(&self, state: &State) {
+        if commit::read_sector(state.file()).map_or(true, |sector| sector != self.committed) {
+            return;
+        }
         let storage = &state.file().storage;
         let bits = state.header().cluster_bits.bits();
         for run in state.refcounts.taken() {
