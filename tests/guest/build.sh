@@ -5,7 +5,7 @@
 #   ubuntu-dirty.qcow2, debian-dirty.qcow2
 #                             overlays on these, as left by a machine that lost power: journal to replay, orphans
 #   vmlinuz, initrd.img       the guests' kernel, for boot.sh
-# The folder is made once per version of these scripts, under ${QTK_TEST_CACHE:-$XDG_CACHE_HOME/qtk-tests}.
+# The folder is made once per version of this script, under ${QTK_TEST_CACHE:-$XDG_CACHE_HOME/qtk-tests}.
 #
 # Without root and passwordless sudo, mmdebstrap needs user namespaces (newuidmap, a range in /etc/subuid, a cache
 # folder that other users may enter) or fakechroot and fakeroot, and the dirty images get a journal written by
@@ -230,7 +230,7 @@ build() {
 
 main() {
     local cache=${QTK_TEST_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/qtk-tests} guest lock
-    guest=$cache/guest-$(cat "$here/build.sh" "$here/disk.sh" | sha256sum | cut -c1-16)
+    guest=$cache/guest-$(sha256sum <"$here/build.sh" | cut -c1-16)
     mkdir -p "$cache"
     exec {lock}>"$cache/lock"
     flock "$lock"

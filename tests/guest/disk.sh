@@ -21,6 +21,13 @@ partition() {
     partitions "$1" | grep "^$2 " | cut -d' ' -f2-
 }
 
+# The same for what may hold a file system: its partitions or, as number 0, a disk without any.
+volumes() {
+    local found
+    found=$(partitions "$1")
+    echo "${found:-0 0 $(stat --format %s "$1")}"
+}
+
 # The file system type at byte range $2+$3 of $1; empty where there is none.
 fs_type() { blkid --probe --offset "$2" --size "$3" --match-tag TYPE --output value "$1" || true; }
 
@@ -36,4 +43,11 @@ as_raw() {
         qemu-img convert -U -O raw "$1" "$raw"
         echo "$raw"
     fi
+}
+
+# Copies byte range $2+$3 of $1 to the new file $4, with holes for zeros.
+extract() {
+    rm -f "$4"
+    dd if="$1" of="$4" bs=1M iflag=skip_bytes,count_bytes skip="$2" count="$3" conv=sparse status=none
+    truncate --size "$3" "$4"
 }

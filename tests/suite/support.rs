@@ -32,9 +32,9 @@ pub struct Ran {
 /// Runs a command to its end, whatever that is. A program that cannot be started fails the test by name.
 pub fn run(command: &mut Command) -> Ran {
     let name = command.get_program().to_owned();
-    let Output { status, stdout, stderr } = command
-        .output()
-        .unwrap_or_else(|error| panic!("cannot run {}: {error}; tests/run.sh installs what tests need", name.display()));
+    let Output { status, stdout, stderr } = command.output().unwrap_or_else(|error| {
+        panic!("cannot run {}: {error}; tests/run.sh installs what tests need", name.display())
+    });
     Ran {
         code: status.code().unwrap_or(-1),
         stdout: String::from_utf8_lossy(&stdout).into_owned(),

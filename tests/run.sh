@@ -1,0 +1,23 @@
+#!/usr/bin/env bash
+# Checks everything: formatting, lints, documentation, then every test against the real tools and real guests.
+# usage: tests/run.sh [--no-lint] [TEST FILTER AND OTHER ARGUMENTS OF cargo test]...
+set -euo pipefail
+cd "$(dirname "$(realpath "$0")")/.."
+# The tools live here; Debian's users do not have them in their path.
+export PATH=$PATH:/usr/sbin:/sbin
+
+lint=true
+if [[ ${1-} == --no-lint ]]; then
+    lint=false
+    shift
+fi
+
+tests/oracles.sh
+if $lint; then
+    cargo fmt --check
+    cargo clippy --workspace --all-targets --locked -- -D warnings
+    RUSTDOCFLAGS=-Dwarnings cargo doc --workspace --no-deps --locked
+fi
+QTK_TEST_GUEST=$(tests/guest/build.sh)
+export QTK_TEST_GUEST
+cargo test --workspace --locked "$@"

@@ -1,0 +1,166 @@
+//! Every verb on the small guest, judged by debugfs and the file-system checkers.
+
+use crate::support::{Workshop, fails, json, ok};
+
+/// What debugfs says about a path on the guest's root file system.
+fn debugfs(workshop: &Workshop, image: &str, request: &str) -> String {
+    let raw = workshop.path("judge.raw");
+    ok(&mut workshop.sh("qemu-img", &format!("convert -O raw {image} judge.raw")));
+    let table = ok(&mut workshop.sh("sgdisk", "-i 1 judge.raw"));
+    let first = table.lines().find_map(|line| line.strip_prefix("First sector: ")).expect("partition 1");
+    let sector: u64 = first.split(' ').next().and_then(|number| number.parse().ok()).expect("its first sector");
+    let device = format!("{}?offset={}", raw.display(), sector * 512);
+    ok(&mut crate::support::command("debugfs", &["-R", request, &device]))
+}
+
+#[test]
+fn files_arrive_as_asked() {
+    let workshop = Workshop::new();
+    workshop.write("tool", b"#!/bin/sh\n");
+    workshop.write("site/a/index.html", b"<p>hello");
+    std::os::unix::fs::symlink("a/index.html", workshop.path("site/start")).unwrap();
+    ok(&mut workshop.qtk("inject --parents --mode 4755 --owner 33:44 base.qcow2 tool /opt/bin/"));
+    ok(&mut workshop.qtk("inject base.qcow2 site /srv"));
+    ok(&mut workshop.qtk("inject base.qcow2 tool /etc/renamed"));
+    workshop.fsck("base.qcow2");
+
+    let stat = debugfs(&workshop, "base.qcow2", "stat /opt/bin/tool");
+    assert!(stat.contains("Mode:  04755") && stat.contains("User:    33   Group:    44"), "{stat}");
+    assert_eq!(debugfs(&workshop, "base.qcow2", "cat /srv/site/a/index.html"), "<p>hello");
+    assert_eq!(debugfs(&workshop, "base.qcow2", "cat /etc/renamed"), "#!/bin/sh\n");
+    assert!(debugfs(&workshop, "base.qcow2", "stat /srv/site/start").contains("Fast link dest: \"a/index.html\""));
+    let stat = debugfs(&workshop, "base.qcow2", "stat /srv/site");
+    assert!(stat.contains("Mode:  0755") && stat.contains("User:     0   Group:     0"), "{stat}");
+}
+
+#[test]
+fn standard_input_is_a_source() {
+    let workshop = Workshop::new();
+    workshop.write("input", b"from a pipe\n");
+    let input = || std::fs::File::open(workshop.path("input")).unwrap();
+    ok(workshop.qtk("inject base.qcow2 - /etc/piped").stdin(input()));
+    ok(workshop.qtk("write base.qcow2 /etc/written --mode 0600").stdin(input()));
+    ok(workshop.qtk("write base.qcow2 /etc/written --append").stdin(input()));
+    ok(&mut workshop.qtk("write base.qcow2 /etc/hostname --content golden"));
+    assert_eq!(ok(&mut workshop.qtk("cat base.qcow2 /etc/piped /etc/written")), "from a pipe\n".repeat(3));
+    assert_eq!(debugfs(&workshop, "base.qcow2", "cat /etc/hostname"), "golden");
+    assert!(debugfs(&workshop, "base.qcow2", "stat /etc/written").contains("Mode:  0600"));
+    workshop.fsck("base.qcow2");
+}
+
+#[test]
+fn the_tree_changes_as_with_coreutils() {
+    let workshop = Workshop::new();
+    for line in [
+        "mkdir --parents --mode 0750 base.qcow2 /var/lib/a/b",
+        "write base.qcow2 /var/lib/a/b/one --content 1",
+        "ln base.qcow2 /var/lib/a/b/one /var/lib/a/two",
+        "ln -s base.qcow2 b/one /var/lib/a/three",
+        "mv base.qcow2 /var/lib/a/b/one /var/lib/a/b/four",
+        "chmod base.qcow2 u+x,go-r /var/lib/a/two",
+        "chown -R base.qcow2 1000:1000 /var/lib/a",
+        "mkdir base.qcow2 /var/lib/gone",
+        "write base.qcow2 /var/lib/gone/file --content x",
+        "rm -r base.qcow2 /var/lib/gone",
+        "rm --force base.qcow2 /var/lib/gone",
+    ] {
+        ok(&mut workshop.qtk(line));
+    }
+    workshop.fsck("base.qcow2");
+    let listing = ok(&mut workshop.qtk("ls -lR base.qcow2 /var/lib/a"));
+    let columns: Vec<Vec<&str>> = listing.lines().map(|line| line.split_whitespace().collect()).collect();
+    let has = |start: &[&str], end: &[&str]| columns.iter().any(|line| line.starts_with(start) && line.ends_with(end));
+    assert!(has(&["drwxr-x---", "2", "1000", "1000"], &["b"]), "{listing}");
+    assert!(has(&["-rwx------", "2", "1000", "1000", "1"], &["two"]), "{listing}");
+    assert!(has(&["lrwxrwxrwx", "1", "1000", "1000", "5"], &["three", "->", "b/one"]), "{listing}");
+    assert!(has(&["-rwx------", "2"], &["four"]), "{listing}");
+    fails(&mut workshop.qtk("stat base.qcow2 /var/lib/gone"), 1, &["base.qcow2", "/var/lib/gone", "no such file"]);
+    fails(&mut workshop.qtk("rm base.qcow2 /var/lib/a"), 1, &["/var/lib/a", "is a directory"]);
+    fails(&mut workshop.qtk("mv base.qcow2 /var/lib /var/lib/a"), 1, &["/var/lib"]);
+}
+
+#[test]
+fn owners_are_the_guests() {
+    let workshop = Workshop::new();
+    workshop.write("file", b"x");
+    ok(&mut workshop.qtk("inject --owner root:root base.qcow2 file /etc/by-name"));
+    let stat = &json(&mut workshop.qtk("stat --json base.qcow2 /etc/by-name"))[0];
+    assert_eq!((&stat["user"], &stat["uid"]), (&"root".into(), &0.into()));
+    fails(
+        &mut workshop.qtk("inject --owner nobody-here base.qcow2 file /etc/by-name"),
+        1,
+        &["base.qcow2", "no user", "nobody-here"],
+    );
+}
+
+#[test]
+fn three_file_systems_are_one_tree() {
+    let workshop = Workshop::new();
+    let roots = json(&mut workshop.qtk("ls --json base.qcow2 /boot"));
+    assert!(
+        roots.as_array().is_some_and(|entries| entries.iter().any(|entry| entry["path"] == "/boot/efi")),
+        "{roots}"
+    );
+    ok(&mut workshop.qtk("write base.qcow2 /boot/marker --content boot"));
+    workshop.fsck("base.qcow2");
+    assert_eq!(ok(&mut workshop.qtk("cat base.qcow2 /boot/marker")), "boot");
+    let on_root = debugfs(&workshop, "base.qcow2", "ls -p /boot");
+    assert!(!on_root.contains("marker"), "the file went to the root file system: {on_root}");
+    assert!(ok(&mut workshop.qtk("ls -R base.qcow2 /boot/efi")).contains("EFI"));
+    fails(&mut workshop.qtk("write base.qcow2 /boot/efi/new --content x"), 1, &["/boot/efi/new", "FAT", "cannot edit"]);
+}
+
+#[test]
+fn extract_follows_named_links_and_keeps_trees() {
+    let workshop = Workshop::new();
+    workshop.write("tree/file", b"content");
+    std::os::unix::fs::symlink("/etc/passwd", workshop.path("tree/absolute")).unwrap();
+    std::fs::hard_link(workshop.path("tree/file"), workshop.path("tree/again")).unwrap();
+    let sparse = std::fs::File::create(workshop.path("tree/sparse")).unwrap();
+    sparse.set_len(64 << 20).unwrap();
+    ok(&mut workshop.qtk("inject base.qcow2 tree /srv"));
+    ok(&mut workshop.qtk("ln -s base.qcow2 tree/file /srv/named"));
+    workshop.fsck("base.qcow2");
+    ok(&mut workshop.qtk("extract base.qcow2 /srv/named /srv/tree out"));
+
+    assert_eq!(std::fs::read(workshop.path("out/named")).unwrap(), b"content");
+    assert_eq!(std::fs::read_link(workshop.path("out/tree/absolute")).unwrap().to_str(), Some("/etc/passwd"));
+    ok(&mut workshop.sh("diff", "-r --no-dereference tree out/tree"));
+    let metadata = |name: &str| std::fs::metadata(workshop.path(name)).unwrap();
+    use std::os::unix::fs::MetadataExt;
+    assert_eq!(metadata("out/tree/file").ino(), metadata("out/tree/again").ino());
+    assert!(metadata("out/tree/sparse").blocks() < 64, "holes became data");
+}
+
+#[test]
+fn the_same_edit_gives_the_same_bytes() {
+    let workshop = Workshop::new();
+    workshop.write("file", &[7; 300_000]);
+    for copy in ["one", "two"] {
+        std::fs::copy(workshop.path("base.qcow2"), workshop.path(copy)).unwrap();
+        ok(workshop.qtk(&format!("inject {copy} file /etc/file")).env("SOURCE_DATE_EPOCH", "1700000000"));
+        ok(workshop.qtk(&format!("mkdir {copy} /etc/directory")).env("SOURCE_DATE_EPOCH", "1700000000"));
+    }
+    ok(&mut workshop.sh("cmp", "one two"));
+    let stat = &json(&mut workshop.qtk("stat --json one /etc/directory"))[0];
+    assert_eq!(stat["mtime"], "2023-11-14T22:13:20Z");
+}
+
+#[test]
+fn usage_errors_exit_with_2() {
+    let workshop = Workshop::new();
+    for line in
+        ["nonsense", "inject base.qcow2 only-one", "flatten base.qcow2", "create new.qcow2", "chmod base.qcow2 9 /etc"]
+    {
+        fails(&mut workshop.qtk(line), 2, &[]);
+    }
+}
+
+#[test]
+fn create_refuses_to_replace_an_image() {
+    let workshop = Workshop::new();
+    fails(&mut workshop.qtk("create --size 1G base.qcow2"), 1, &["base.qcow2", "exists", "--force"]);
+    ok(&mut workshop.qtk("create --size 1G --cluster-size 4K --force base.qcow2"));
+    let info = json(&mut workshop.qtk("info --json base.qcow2"));
+    assert_eq!((&info["virtual-size"], &info["cluster-size"]), (&(1 << 30).into(), &4096.into()));
+}
