@@ -4,6 +4,7 @@ use crate::Error;
 
 pub(crate) mod compat {
     pub(crate) const HAS_JOURNAL: u32 = 0x4;
+    pub(crate) const EXT_ATTR: u32 = 0x8;
     pub(crate) const DIR_INDEX: u32 = 0x20;
     pub(crate) const SPARSE_SUPER2: u32 = 0x200;
     pub(crate) const ORPHAN_FILE: u32 = 0x1000;
@@ -52,7 +53,7 @@ const COMPAT: &[Feature] = &[
     feature(0x1, "dir_prealloc", Support::Write),
     feature(0x2, "imagic_inodes", Support::Read),
     feature(compat::HAS_JOURNAL, "has_journal", Support::Write),
-    feature(0x8, "ext_attr", Support::Write),
+    feature(compat::EXT_ATTR, "ext_attr", Support::Write),
     feature(0x10, "resize_inode", Support::Write),
     feature(compat::DIR_INDEX, "dir_index", Support::Write),
     feature(0x40, "lazy_bg", Support::Read),

@@ -364,6 +364,15 @@ impl Superblock {
         self.raw.feature_ro_compat = (self.raw.feature_ro_compat.get() & !ro_compat::ORPHAN_PRESENT).into();
     }
 
+    /// Says that inodes may have extended attributes. False where the file system is too old for features.
+    pub(crate) fn set_ext_attr(&mut self) -> bool {
+        let possible = self.raw.rev_level.get() > 0;
+        if possible {
+            self.raw.feature_compat |= U32::from(compat::EXT_ATTR);
+        }
+        possible
+    }
+
     pub(crate) fn set_large_file(&mut self) {
         self.raw.feature_ro_compat |= U32::from(ro_compat::LARGE_FILE);
     }

@@ -128,7 +128,7 @@ const XATTRS: [&str; 7] = [
     "user.a-longer-name-than-others",
     "trusted.t",
     "security.selinux",
-    "security.capability",
+    "security.apparmor",
     "nonsense.x",
 ];
 
@@ -166,7 +166,7 @@ impl<'a> Session<'a> {
     }
 
     fn editor(image: &Image, now: Timestamp) -> Editor {
-        Editor::open(image.device(), EditOptions::at(now)).unwrap()
+        Editor::open(image.device(), EditOptions::new(now)).unwrap()
     }
 
     fn time(&self, seconds: u32) -> Timestamp {
@@ -423,15 +423,18 @@ impl<'a> Session<'a> {
         self.editor.commit().unwrap();
         drop(self.editor);
         self.image.assert_clean();
-        self.tree.assert_same(&self.image.open());
-        self.image.mounted(|root| self.tree.assert_mounted(root));
+        let fs = self.image.open();
+        self.tree.assert_same(&fs);
+        self.tree.assert_seen_by_others(self.image, fs.block_size());
     }
 }
 
 /// Runs operation lists on images of one shape.
 fn check(size: &str, shape: &[&str], cases: u32) {
-    let image = Image::make(size, shape, None);
-    let small_inodes = shape.contains(&"128");
+    check_on(&Image::make(size, shape, None), shape.contains(&"128"), cases);
+}
+
+fn check_on(image: &Image, small_inodes: bool, cases: u32) {
     let config =
         ProptestConfig { cases, failure_persistence: None, max_shrink_iters: 200, ..ProptestConfig::default() };
     proptest!(config, |(operations in prop::collection::vec(operation(), 50..400))| {
@@ -444,7 +447,73 @@ fn check(size: &str, shape: &[&str], cases: u32) {
     });
 }
 
+const CASES: u32 = 4;
+
 #[test]
 fn on_the_shape_of_distributions() {
-    check("64M", DISTRIBUTION, 4);
+    check("64M", DISTRIBUTION, CASES);
+}
+
+#[test]
+fn with_small_blocks() {
+    check("32M", &["-b", "1024", "-O", "orphan_file,metadata_csum_seed"], CASES);
+    check("32M", &["-b", "1024", "-I", "128"], CASES);
+    check("32M", &["-b", "1024", "-O", "^metadata_csum,^64bit"], CASES);
+}
+
+#[test]
+fn with_large_blocks_and_inodes() {
+    check("64M", &["-b", "65536"], CASES);
+    check("64M", &["-I", "1024", "-O", "^metadata_csum,uninit_bg"], CASES);
+    check("64M", &["-b", "2048", "-I", "512"], CASES);
+}
+
+#[test]
+fn without_an_index() {
+    check("32M", &["-b", "1024", "-O", "^dir_index"], CASES);
+    check("32M", &["-O", "^dir_index,^metadata_csum,^flex_bg"], CASES);
+}
+
+#[test]
+fn on_older_file_systems() {
+    check("32M", &["-t", "ext2", "-b", "1024", "-I", "128"], CASES);
+    check("32M", &["-t", "ext3"], CASES);
+    check("32M", &["-t", "ext2", "-O", "none"], CASES);
+}
+
+/// Fills the file system with files of one block and removes every second one, so that no two free blocks lie together.
+fn fragmented(shape: &[&str], size: &str, keep_free: u64) -> Image {
+    let image = Image::make(size, shape, None);
+    let now = Timestamp { seconds: 1_600_000_000, nanos: 0 };
+    let mut editor = Editor::open(image.device(), EditOptions::new(now)).unwrap();
+    let folder = NewNode { kind: NodeKind::Directory, permissions: 0o755, uid: 0, gid: 0, mtime: None };
+    let file = NewNode { kind: NodeKind::File, permissions: 0o644, ..folder };
+    let dir = editor.create(Ino::ROOT, b"filler", &folder).unwrap();
+    let name = |number: u32| format!("{number:08}").into_bytes();
+    let mut count = 0;
+    while editor.fs().free_blocks() > keep_free && editor.fs().free_inodes() > 100 {
+        let ino = editor.create(dir, &name(count), &file).unwrap();
+        let len = usize::try_from(editor.fs().block_size()).unwrap();
+        editor.write_at(ino, &noise(len, count.into()), 0).unwrap();
+        count += 1;
+    }
+    for number in (0..count).step_by(2) {
+        editor.unlink(dir, &name(number)).unwrap();
+    }
+    editor.commit().unwrap();
+    image.assert_clean();
+    image
+}
+
+#[test]
+fn on_fragments() {
+    check_on(&fragmented(&["-b", "1024", "-N", "4096"], "8M", 1000), false, CASES);
+    check_on(&fragmented(&["-b", "4096", "-N", "2048"], "8M", 100), false, CASES);
+}
+
+#[test]
+fn on_full_file_systems() {
+    check("2M", &["-b", "1024", "-O", "^has_journal"], CASES);
+    check("3M", &["-b", "4096", "-N", "64", "-O", "^has_journal"], CASES);
+    check("2M", &["-b", "1024", "-N", "32", "-I", "1024", "-O", "^has_journal,^metadata_csum"], CASES);
 }

@@ -5,6 +5,7 @@ use super::entries::check_unprotected;
 use crate::Ino;
 use crate::acl::Acl;
 use crate::error::{Error, Result};
+use crate::features::compat;
 use crate::inode::{Inode, Time};
 use crate::metadata::{FileType, Timestamp};
 use crate::xattr::{self, Attribute, Name, Value, XattrBlock};
@@ -155,11 +156,25 @@ impl Editor {
             }
         }
         let area = area.ok_or(NO_ROOM)?;
+        self.enable_attributes()?;
         if block_changes {
             self.store_block(inode, &attributes.in_block)?;
         }
         inode.xattr_area_mut().copy_from_slice(&area);
         Ok(())
+    }
+
+    fn enable_attributes(&mut self) -> Result<()> {
+        if self.fs.superblock.features().has_compat(compat::EXT_ATTR) {
+            return Ok(());
+        }
+        let mut possible = false;
+        self.modify_superblock(|superblock| possible = superblock.set_ext_attr());
+        if possible {
+            Ok(())
+        } else {
+            Err(Error::unsupported_for_writing("an extended attribute of a revision 0 file system"))
+        }
     }
 
     /// Gives the inode a block with these attributes, or none if there are none.

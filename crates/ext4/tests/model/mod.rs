@@ -2,16 +2,17 @@
 #![allow(dead_code, reason = "each test file uses a part of this")]
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use qtk_ext4::{Ext4, FileType, Ino, Metadata, NewNode, NodeKind, Timestamp};
 
-use crate::support::read_all;
+use crate::support::{Image, read_all, tool};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub(crate) enum Kind {
     File(Vec<u8>),
     Directory(BTreeMap<Vec<u8>, Ino>),
     Symlink(Vec<u8>),
@@ -21,19 +22,19 @@ pub enum Kind {
 
 /// What all names of an inode share.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Node {
-    pub kind: Kind,
-    pub permissions: u16,
-    pub uid: u32,
-    pub gid: u32,
-    pub atime: Timestamp,
-    pub mtime: Timestamp,
-    pub ctime: Timestamp,
-    pub xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
+pub(crate) struct Node {
+    pub(crate) kind: Kind,
+    pub(crate) permissions: u16,
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+    pub(crate) atime: Timestamp,
+    pub(crate) mtime: Timestamp,
+    pub(crate) ctime: Timestamp,
+    pub(crate) xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
 }
 
 impl Node {
-    pub fn file_type(&self) -> FileType {
+    pub(crate) fn file_type(&self) -> FileType {
         match &self.kind {
             Kind::File(_) => FileType::Regular,
             Kind::Directory(_) => FileType::Directory,
@@ -42,11 +43,11 @@ impl Node {
         }
     }
 
-    pub fn is_directory(&self) -> bool {
+    pub(crate) fn is_directory(&self) -> bool {
         matches!(self.kind, Kind::Directory(_))
     }
 
-    pub fn entries(&self) -> &BTreeMap<Vec<u8>, Ino> {
+    pub(crate) fn entries(&self) -> &BTreeMap<Vec<u8>, Ino> {
         match &self.kind {
             Kind::Directory(entries) => entries,
             other => panic!("{other:?}"),
@@ -72,15 +73,15 @@ impl Node {
 
 /// A tree of nodes by inode number.
 #[derive(Clone, Debug)]
-pub struct Tree {
-    pub nodes: BTreeMap<Ino, Node>,
+pub(crate) struct Tree {
+    pub(crate) nodes: BTreeMap<Ino, Node>,
     /// The time of the operations that follow.
-    pub now: Timestamp,
+    pub(crate) now: Timestamp,
 }
 
 impl Tree {
     /// What a file system holds now.
-    pub fn read(fs: &Ext4, now: Timestamp) -> Self {
+    pub(crate) fn read(fs: &Ext4, now: Timestamp) -> Self {
         let mut tree = Self { nodes: BTreeMap::new(), now };
         tree.read_node(fs, Ino::ROOT);
         tree
@@ -108,11 +109,11 @@ impl Tree {
         self.nodes.insert(ino, Node { kind, permissions, uid, gid, atime, mtime, ctime, xattrs });
     }
 
-    pub fn node(&mut self, ino: Ino) -> &mut Node {
+    pub(crate) fn node(&mut self, ino: Ino) -> &mut Node {
         self.nodes.get_mut(&ino).unwrap()
     }
 
-    pub fn entries(&mut self, dir: Ino) -> &mut BTreeMap<Vec<u8>, Ino> {
+    pub(crate) fn entries(&mut self, dir: Ino) -> &mut BTreeMap<Vec<u8>, Ino> {
         match &mut self.node(dir).kind {
             Kind::Directory(entries) => entries,
             other => panic!("{other:?}"),
@@ -120,7 +121,7 @@ impl Tree {
     }
 
     /// Every entry: directory, name, inode.
-    pub fn all_entries(&self) -> impl Iterator<Item = (Ino, &[u8], Ino)> {
+    pub(crate) fn all_entries(&self) -> impl Iterator<Item = (Ino, &[u8], Ino)> {
         let directories = self.nodes.iter().filter(|(_, node)| node.is_directory());
         directories.flat_map(|(&dir, node)| node.entries().iter().map(move |(name, &ino)| (dir, name.as_slice(), ino)))
     }
@@ -130,7 +131,7 @@ impl Tree {
     }
 
     /// How many links each inode has.
-    pub fn links(&self) -> BTreeMap<Ino, u64> {
+    pub(crate) fn links(&self) -> BTreeMap<Ino, u64> {
         let mut links = BTreeMap::new();
         for (_, _, ino) in self.all_entries() {
             *links.entry(ino).or_insert(0) += 1;
@@ -144,7 +145,7 @@ impl Tree {
     }
 
     /// Whether `dir` is `ancestor` or lies below it.
-    pub fn is_within(&self, dir: Ino, ancestor: Ino) -> bool {
+    pub(crate) fn is_within(&self, dir: Ino, ancestor: Ino) -> bool {
         dir == ancestor
             || self.nodes[&ancestor]
                 .entries()
@@ -158,20 +159,20 @@ impl Tree {
         (node.mtime, node.ctime) = (now, now);
     }
 
-    pub fn create(&mut self, dir: Ino, name: &[u8], ino: Ino, node: &NewNode<'_>) {
+    pub(crate) fn create(&mut self, dir: Ino, name: &[u8], ino: Ino, node: &NewNode<'_>) {
         self.nodes.insert(ino, Node::of(node, self.now));
         self.link(dir, name, ino);
     }
 
     /// Adds a name.
-    pub fn link(&mut self, dir: Ino, name: &[u8], ino: Ino) {
+    pub(crate) fn link(&mut self, dir: Ino, name: &[u8], ino: Ino) {
         self.entries(dir).insert(name.to_vec(), ino);
         self.touch(dir);
         self.node(ino).ctime = self.now;
     }
 
     /// Removes a name, and the inode with its last one.
-    pub fn unlink(&mut self, dir: Ino, name: &[u8]) {
+    pub(crate) fn unlink(&mut self, dir: Ino, name: &[u8]) {
         let ino = self.entries(dir).remove(name).unwrap();
         self.touch(dir);
         self.node(ino).ctime = self.now;
@@ -180,7 +181,7 @@ impl Tree {
         }
     }
 
-    pub fn rename(&mut self, from: Ino, old: &[u8], to: Ino, new: &[u8]) {
+    pub(crate) fn rename(&mut self, from: Ino, old: &[u8], to: Ino, new: &[u8]) {
         if self.entries(to).contains_key(new) {
             self.unlink(to, new);
         }
@@ -190,7 +191,7 @@ impl Tree {
     }
 
     /// Asserts that this is what `fs` holds.
-    pub fn assert_same(&self, fs: &Ext4) {
+    pub(crate) fn assert_same(&self, fs: &Ext4) {
         let found = Self::read(fs, self.now);
         let links = self.links();
         for (ino, node) in &self.nodes {
@@ -209,11 +210,37 @@ impl Tree {
         assert_eq!(found.nodes.len(), self.nodes.len());
     }
 
-    /// Asserts that this is what the kernel shows below `root`. Reads of the tree must not have changed access times yet.
-    pub fn assert_mounted(&self, root: &Path) {
-        self.assert_path(root, Ino::ROOT, &self.links());
+    /// Asserts that this is what the kernel finds in the image, or debugfs where the kernel cannot be asked.
+    pub(crate) fn assert_seen_by_others(&self, image: &Image, block_size: u32) {
+        let is_root = std::fs::metadata("/proc/self").is_ok_and(|process| process.uid() == 0);
+        if is_root && block_size <= 4096 {
+            image.mounted(|root| {
+                tool("mount", &["-o", "remount,ro,noatime", root.to_str().unwrap()]);
+                self.assert_path(root, Ino::ROOT, &self.links());
+            });
+        } else {
+            let target = tempfile::tempdir().unwrap();
+            image.debugfs(&format!("rdump / {}", target.path().display()));
+            self.assert_dumped(target.path(), Ino::ROOT);
+        }
     }
 
+    /// Compares what debugfs copies: names, content, targets.
+    fn assert_dumped(&self, path: &Path, ino: Ino) {
+        let at = path.display();
+        match &self.nodes[&ino].kind {
+            Kind::File(content) => assert!(std::fs::read(path).unwrap() == *content, "{at}"),
+            Kind::Symlink(target) => assert_eq!(std::fs::read_link(path).unwrap().as_os_str().as_bytes(), target),
+            Kind::Directory(entries) => {
+                for (name, &child) in entries {
+                    self.assert_dumped(&path.join(OsStr::from_bytes(name)), child);
+                }
+            }
+            Kind::Device(..) | Kind::Other(_) => {}
+        }
+    }
+
+    /// Compares all that the kernel shows, below a mount that keeps times of access.
     fn assert_path(&self, path: &Path, ino: Ino, links: &BTreeMap<Ino, u64>) {
         let node = &self.nodes[&ino];
         let at = path.display();
@@ -243,7 +270,7 @@ impl Tree {
                 names.sort();
                 assert!(names.iter().eq(entries.keys()), "{at}");
                 for (name, &child) in entries {
-                    self.assert_path(&path.join(std::ffi::OsStr::from_bytes(name)), child, links);
+                    self.assert_path(&path.join(OsStr::from_bytes(name)), child, links);
                 }
             }
         }
@@ -251,7 +278,7 @@ impl Tree {
 }
 
 /// The extended attributes that the kernel shows.
-pub fn kernel_xattrs(path: &Path) -> BTreeMap<Vec<u8>, Vec<u8>> {
+pub(crate) fn kernel_xattrs(path: &Path) -> BTreeMap<Vec<u8>, Vec<u8>> {
     let mut names = vec![0; 1 << 16];
     let len = rustix::fs::llistxattr(path, &mut names[..]).unwrap();
     let names = names[..len].split(|&byte| byte == 0).filter(|name| !name.is_empty());
