@@ -104,9 +104,15 @@ impl BlockWrite for RawFile {
     fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
         let limit = if self.is_device { self.size() } else { u64::MAX };
         let range = checked_range(offset, buf.len(), limit)?;
-        self.file.write_all_at(buf, offset)?;
-        self.size.fetch_max(range.end, Ordering::AcqRel);
-        Ok(())
+        let result = self.file.write_all_at(buf, offset);
+        // What was written before a failure, as on a full disk, is there all the same.
+        let end = match &result {
+            Ok(()) => range.end,
+            Err(_) if self.is_device => 0,
+            Err(_) => self.file.metadata().map_or(0, |metadata| metadata.len()),
+        };
+        self.size.fetch_max(end, Ordering::AcqRel);
+        result
     }
 
     fn zero(&self, range: Range<u64>) -> io::Result<()> {

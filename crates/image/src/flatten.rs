@@ -3,16 +3,14 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::available_parallelism;
 
-use qtk_block::{
-    BlockRead, BlockWrite, HostStorage, ImageLock, LockError, LockMode, OutputFile, Progress, RawFile, is_zero,
-};
+use qtk_block::{BlockRead, BlockWrite, HostStorage, ImageLock, LockMode, OutputFile, Progress, RawFile, is_zero};
 use qtk_qcow2::codec::Compressor;
 use qtk_qcow2::{ClusterBits, CompressionType, GuestCluster, ImageWriter, MappingKind, WriterOptions};
 
 use crate::chain::{Run, Runs, in_memory};
-use crate::layer::file_id;
+use crate::layer::{acquire, file_id};
 use crate::pipeline::{Next, ordered};
-use crate::{Chain, Error, Format, Image};
+use crate::{Chain, ChainLayer, Error, Format, Image};
 
 /// Bytes of the guest's disk that one thread works on at a time, unless a cluster is larger.
 const UNIT: u64 = 1 << 20;
@@ -67,7 +65,8 @@ pub struct FlattenReport {
 /// Merges `image` and everything it lies on into one new file that stands alone.
 ///
 /// `output` appears when it is complete; what it was before is replaced. Progress is reported in bytes of the guest's disk.
-/// Compressed clusters whose codec and size agree with the new image's are copied without a look inside.
+/// Compressed clusters whose codec and size agree with the new image's are copied without a look inside. Meanwhile nobody may
+/// write any file of the chain, as with `qemu-img convert`, unless the image was opened to be shared.
 pub fn flatten(
     image: &Image,
     output: &Path,
@@ -76,6 +75,7 @@ pub fn flatten(
 ) -> Result<FlattenReport, Error> {
     let bits = check_options(output, options)?;
     let _lock = guard_target(image, output)?;
+    let _held = image.layers().iter().map(ChainLayer::hold_still).collect::<Result<Vec<_>, _>>()?;
     let file = OutputFile::create(output).map_err(Error::io(output, "create it"))?;
     let clone = file.storage().file().try_clone().and_then(RawFile::from_file);
     let storage = Arc::new(clone.map_err(Error::io(output, "create it"))?);
@@ -121,13 +121,10 @@ fn guard_target(image: &Image, output: &Path) -> Result<Option<ImageLock>, Error
 /// Refuses a target that somebody uses. The lock is to be held until the target is replaced.
 pub(crate) fn refuse_used(output: &Path) -> Result<Option<ImageLock>, Error> {
     let Ok(existing) = std::fs::File::open(output) else { return Ok(None) };
-    match ImageLock::acquire(&existing, LockMode::Write) {
-        Ok(lock) => Ok(Some(lock)),
-        Err(LockError::Busy { permission }) => {
-            Err(Error::Busy { path: output.to_owned(), permission, shareable: false })
-        }
+    match acquire(output, &existing, LockMode::Write) {
         // Where there are no locks, nobody holds one.
-        Err(_) => Ok(None),
+        Err(Error::Io { .. }) => Ok(None),
+        result => result.map(Some),
     }
 }
 

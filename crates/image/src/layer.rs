@@ -1,3 +1,4 @@
+use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::unix::fs::MetadataExt;
@@ -38,7 +39,7 @@ pub struct ChainLayer {
     content: Content,
     size: u64,
     format_probed: bool,
-    _lock: Option<ImageLock>,
+    lock: Option<ImageLock>,
 }
 
 #[derive(Debug)]
@@ -75,15 +76,7 @@ impl ChainLayer {
             Content::Qcow2(layer) => layer.size(),
         };
         let id = (metadata.dev(), metadata.ino());
-        Ok(Self {
-            path: path.to_owned(),
-            id,
-            file,
-            content,
-            size,
-            format_probed: options.format.is_none(),
-            _lock: lock,
-        })
+        Ok(Self { path: path.to_owned(), id, file, content, size, format_probed: options.format.is_none(), lock })
     }
 
     /// The name that the file was opened by.
@@ -128,6 +121,16 @@ impl ChainLayer {
         self.qcow2()?.header().backing_name.as_deref()
     }
 
+    /// Keeps others from writing the file, raw or not, until the result is dropped; not if it was opened to be shared.
+    pub(crate) fn hold_still(&self) -> Result<Option<ImageLock>, Error> {
+        if self.lock.is_none() {
+            return Ok(None);
+        }
+        // Its own opening, as locks of one opening are taken and released together.
+        let file = File::open(&self.path).map_err(Error::io(&self.path, "open it"))?;
+        acquire(&self.path, &file, LockMode::Read).map(Some)
+    }
+
     /// Whether the format was guessed from the content.
     pub(crate) fn format_probed(&self) -> bool {
         self.format_probed
@@ -143,17 +146,13 @@ impl ChainLayer {
             Content::Qcow2(layer) => Ok(layer.mapping(range)?),
             Content::Raw => {
                 let at = range.start;
-                let extent = self.file.extent(range.clone()).map_err(Error::io(&self.path, "find its holes"))?;
+                let extent = self.file.extent(range).map_err(Error::io(&self.path, "find its holes"))?;
                 let host = HostOffset(at);
-                Ok(match extent.kind {
-                    ExtentKind::Data => {
-                        let end = extent.range.end.next_multiple_of(SECTOR).min(range.end);
-                        Mapping { range: at..end, kind: MappingKind::Data { host } }
-                    }
-                    ExtentKind::Zero | ExtentKind::Unallocated => {
-                        Mapping { range: extent.range, kind: MappingKind::Zero { host: Some(host) } }
-                    }
-                })
+                let kind = match extent.kind {
+                    ExtentKind::Data => MappingKind::Data { host },
+                    ExtentKind::Zero | ExtentKind::Unallocated => MappingKind::Zero { host: Some(host) },
+                };
+                Ok(Mapping { range: extent.range, kind })
             }
         }
     }
@@ -184,19 +183,20 @@ impl ChainLayer {
 
 /// Takes the locks that QEMU takes: those who read raw data let others write, but the metadata of a qcow2 file must hold still.
 fn lock(path: &Path, file: &RawFile, format: Format, options: LayerOptions) -> Result<Option<ImageLock>, Error> {
-    let mode = match (options.access, format) {
-        (Access::ReadWrite, _) => LockMode::Write,
-        (Access::ReadOnly, _) if options.share => return Ok(None),
-        (Access::ReadOnly, Format::Raw) => LockMode::ReadShared,
-        (Access::ReadOnly, Format::Qcow2) => LockMode::Read,
-    };
-    match ImageLock::acquire(file.file(), mode) {
-        Ok(lock) => Ok(Some(lock)),
-        Err(LockError::Busy { permission }) => {
-            let shareable = options.access == Access::ReadOnly;
-            Err(Error::Busy { path: path.to_owned(), permission, shareable })
-        }
-        Err(LockError::Io(source)) => Err(Error::Io { path: path.to_owned(), action: "lock it", source }),
-        Err(other) => Err(Error::Io { path: path.to_owned(), action: "lock it", source: io::Error::other(other) }),
+    match (options.access, format) {
+        (Access::ReadWrite, _) => acquire(path, file.file(), LockMode::Write).map(Some),
+        (Access::ReadOnly, _) if options.share => Ok(None),
+        (Access::ReadOnly, Format::Raw) => acquire(path, file.file(), LockMode::ReadShared).map(Some),
+        (Access::ReadOnly, Format::Qcow2) => acquire(path, file.file(), LockMode::Read).map(Some),
     }
+}
+
+pub(crate) fn acquire(path: &Path, file: &File, mode: LockMode) -> Result<ImageLock, Error> {
+    ImageLock::acquire(file, mode).map_err(|error| match error {
+        LockError::Busy { permission } => {
+            Error::Busy { path: path.to_owned(), permission, shareable: mode != LockMode::Write }
+        }
+        LockError::Io(source) => Error::io(path, "lock it")(source),
+        other => Error::io(path, "lock it")(io::Error::other(other)),
+    })
 }

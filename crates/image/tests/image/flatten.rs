@@ -1,0 +1,207 @@
+//! Chains made by QEMU's tools, flattened in every way, judged by QEMU's tools.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::common::{Folder, content, noise};
+use qtk_block::{BlockRead, NoProgress, Progress};
+use qtk_image::{Comparison, Error, FlattenOptions, FlattenReport, Format, Image, OpenOptions, compare, flatten};
+use qtk_qcow2::CompressionType::{Zlib, Zstd};
+
+const MIB: usize = 1 << 20;
+
+/// Three layers of different sizes and cluster sizes: `base`, `mid.qcow2` and `top.qcow2`.
+fn chain(base_format: &str, mid: &str, top: &str) -> Folder {
+    let folder = Folder::new();
+    std::fs::write(folder.file("base.raw"), content(1, 9 * MIB + 70_000)).unwrap();
+    let mut base = "base.raw";
+    if let Some(options) = base_format.strip_prefix("qcow2,") {
+        folder.qemu_img(&["convert", "-c", "-f", "raw", "-O", "qcow2", "-o", options, "base.raw", "base.qcow2"]);
+        std::fs::remove_file(folder.file("base.raw")).unwrap();
+        base = "base.qcow2";
+    }
+    let base_format = base_format.split(',').next().unwrap();
+    folder.qemu_img(&["create", "-q", "-f", "qcow2", "-o", mid, "-b", base, "-F", base_format, "mid.qcow2", "14M"]);
+    std::fs::write(folder.file("noise"), noise(9, 300_000)).unwrap();
+    std::fs::write(folder.file("text"), &content(5, MIB)[5 * (48 << 10)..][..48 << 10]).unwrap();
+    folder.qemu_io(
+        "mid.qcow2",
+        &[
+            "write -s noise 1M 300k",
+            "write -s text 2100k 700k",
+            "write -z 3M 400k",
+            "write -P 77 13M 64k",
+            "write -P 0 11M 512k",
+        ],
+    );
+    folder.qemu_img(&[
+        "create",
+        "-q",
+        "-f",
+        "qcow2",
+        "-o",
+        top,
+        "-b",
+        "mid.qcow2",
+        "-F",
+        "qcow2",
+        "top.qcow2",
+        "17408001",
+    ]);
+    folder
+        .qemu_io("top.qcow2", &["write -s noise 1200k 100k", "write -P 3 5M 3k", "write -z 5M 1k", "discard 2M 256k"]);
+    folder.qemu_io("top.qcow2", &["write -c -P 9 6M 2M", "write -P 5 15M 70k"]);
+    folder
+}
+
+fn options(text: &str) -> FlattenOptions {
+    let mut options = FlattenOptions::default();
+    for word in text.split(' ') {
+        match word.split_once('=').unwrap_or((word, "")) {
+            ("plain", _) => {}
+            ("raw", _) => options.format = Format::Raw,
+            ("zlib", _) => options.compression = Some(Zlib),
+            ("zstd", _) => options.compression = Some(Zstd),
+            ("recompress", _) => options.recompress = true,
+            ("level", level) => options.level = Some(level.parse().unwrap()),
+            ("cluster", size) => options.cluster_size = Some(size.parse().unwrap()),
+            other => panic!("{other:?}"),
+        }
+    }
+    options
+}
+
+fn flattened(folder: &Folder, name: &str, options: &FlattenOptions) -> FlattenReport {
+    let image = Image::open(folder.file("top.qcow2"), &OpenOptions::default()).unwrap();
+    flatten(&image, &folder.file(name), options, &NoProgress).unwrap()
+}
+
+/// Flattens a chain in every way, each with the same bytes on all those numbers of threads.
+fn flattens(base: &str, mid: &str, top: &str, threads: &[usize]) {
+    let folder = chain(base, mid, top);
+    for way in [
+        "plain",
+        "raw",
+        "zlib",
+        "zstd",
+        "zlib recompress level=9",
+        "zstd level=1 cluster=2097152",
+        "zlib cluster=512",
+        "plain cluster=4096",
+    ] {
+        let mut first: Option<Vec<u8>> = None;
+        for &threads in threads {
+            flattened(&folder, "out", &FlattenOptions { threads: Some(threads), ..options(way) });
+            let bytes = std::fs::read(folder.file("out")).unwrap();
+            assert!(first.get_or_insert_with(|| bytes.clone()) == &bytes, "{way}: {threads} threads");
+        }
+        let format = options(way).format.name();
+        if format == "qcow2" {
+            folder.check("out");
+        }
+        folder.qemu_img(&["compare", "-f", "qcow2", "-F", format, "top.qcow2", "out"]);
+        let out = Image::open(folder.file("out"), &OpenOptions::default()).unwrap();
+        let top = Image::open(folder.file("top.qcow2"), &OpenOptions::default()).unwrap();
+        assert_eq!(compare(&top, &out, false, &NoProgress).unwrap(), Comparison::Identical, "{way}");
+    }
+}
+
+#[test]
+fn a_chain_on_raw() {
+    flattens("raw", "cluster_size=64k", "cluster_size=4k", &[1, 5]);
+}
+
+#[test]
+fn a_chain_on_zlib() {
+    flattens("qcow2,compression_type=zlib", "cluster_size=64k", "cluster_size=64k", &[1, 2, 5]);
+}
+
+#[test]
+fn a_chain_on_zstd() {
+    flattens("qcow2,compression_type=zstd", "cluster_size=512", "cluster_size=64k,compression_type=zstd", &[2, 5]);
+}
+
+#[test]
+fn a_chain_on_large_clusters() {
+    let base = "qcow2,compression_type=zlib,cluster_size=2M";
+    flattens(base, "cluster_size=64k,compat=0.10", "cluster_size=1M", &[1, 5]);
+}
+
+#[test]
+fn compressed_clusters_are_copied_where_they_can_be() {
+    let folder = chain("qcow2,compression_type=zlib", "cluster_size=64k", "cluster_size=64k");
+    let copied = flattened(&folder, "copied", &options("zlib"));
+    let recompressed = flattened(&folder, "recompressed", &options("zlib recompress"));
+    assert!(copied.copied > 50, "{copied:?}");
+    assert_eq!((recompressed.copied, recompressed.compressed), (0, copied.copied + copied.compressed));
+    assert_eq!(flattened(&folder, "zstd", &options("zstd")).copied, 0);
+    assert_eq!(flattened(&folder, "smaller", &options("zlib cluster=32768")).copied, 0);
+    let again = Image::open(folder.file("copied"), &OpenOptions::default()).unwrap();
+    let again = flatten(&again, &folder.file("again"), &options("zlib"), &NoProgress).unwrap();
+    assert_eq!((again.compressed, again.copied), (0, copied.copied + copied.compressed));
+    folder.check("again");
+    folder.qemu_img(&["compare", "top.qcow2", "again"]);
+}
+
+#[test]
+fn holes_stay_holes() {
+    let folder = Folder::new();
+    folder.qemu_img(&["create", "-q", "-f", "raw", "base.raw", "3T"]);
+    folder.qemu_img(&["create", "-q", "-f", "qcow2", "-b", "base.raw", "-F", "raw", "top.qcow2"]);
+    folder.qemu_io("top.qcow2", &["write -P 1 2500G 64k", "write -P 0 10G 1M"]);
+    for way in ["raw", "plain", "zlib"] {
+        let report = flattened(&folder, "out", &options(way));
+        assert_eq!((report.disk_size, report.plain_bytes + report.compressed * 65536), (3 << 40, 65536));
+        folder.qemu_img(&["compare", "-f", "qcow2", "-F", options(way).format.name(), "top.qcow2", "out"]);
+    }
+}
+
+#[test]
+fn progress_adds_up_to_the_disk() {
+    struct Sum(AtomicU64);
+    impl Progress for Sum {
+        fn advance(&self, bytes: u64) {
+            self.0.fetch_add(bytes, Ordering::Relaxed);
+        }
+    }
+    let folder = chain("raw", "cluster_size=64k", "cluster_size=64k");
+    let image = Image::open(folder.file("top.qcow2"), &OpenOptions::default()).unwrap();
+    let sum = Sum(AtomicU64::new(0));
+    flatten(&image, &folder.file("out"), &options("zstd"), &sum).unwrap();
+    assert_eq!(sum.0.into_inner(), image.size());
+}
+
+#[test]
+fn a_damaged_cluster_ends_it_and_leaves_no_output() {
+    let folder = Folder::new();
+    std::fs::write(folder.file("base.raw"), content(1, 8 * MIB)).unwrap();
+    folder.qemu_img(&["convert", "-c", "-f", "raw", "-O", "qcow2", "base.raw", "top.qcow2"]);
+    let mut bytes = std::fs::read(folder.file("top.qcow2")).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle..middle + 100_000].fill(0xff);
+    std::fs::write(folder.file("top.qcow2"), bytes).unwrap();
+    let image = Image::open(folder.file("top.qcow2"), &OpenOptions::default()).unwrap();
+    for threads in [1, 4] {
+        let options = FlattenOptions { threads: Some(threads), ..options("zstd") };
+        let error = flatten(&image, &folder.file("out"), &options, &NoProgress).unwrap_err();
+        assert!(error.is_corruption(), "{error}");
+    }
+    assert_eq!(folder.names(), ["base.raw", "top.qcow2"]);
+}
+
+#[test]
+fn targets_and_options_that_do_not_go_together_are_refused() {
+    let folder = chain("raw", "cluster_size=64k", "cluster_size=64k");
+    let image = Image::open(folder.file("top.qcow2"), &OpenOptions::default()).unwrap();
+    std::os::unix::fs::symlink("base.raw", folder.file("link")).unwrap();
+    let before = std::fs::read(folder.file("base.raw")).unwrap();
+    for target in ["base.raw", "mid.qcow2", "top.qcow2", "link"] {
+        let error = flatten(&image, &folder.file(target), &options("plain"), &NoProgress).unwrap_err();
+        assert!(error.to_string().contains("belongs to the chain"), "{error}");
+    }
+    for way in ["raw zlib", "level=3", "zlib level=77", "plain cluster=1000", "raw cluster=65536"] {
+        let error = flatten(&image, &folder.file("out"), &options(way), &NoProgress).unwrap_err();
+        assert!(matches!(error, Error::Invalid { .. } | Error::Codec { .. }), "{way}: {error}");
+    }
+    assert!(!folder.file("out").exists());
+    assert!(std::fs::read(folder.file("base.raw")).unwrap() == before);
+}

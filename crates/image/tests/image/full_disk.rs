@@ -1,0 +1,87 @@
+//! A host that runs out of room, acted out by a limit on the size of files.
+
+use std::process::Command;
+
+use qtk_block::{BlockWrite, NoProgress};
+use qtk_image::{Error, FlattenOptions, Format, Image, NewImage, OpenOptions, create_image, flatten};
+
+use crate::common::{Folder, noise};
+
+/// Runs an ignored test of this program where no file can grow beyond 4 MiB.
+fn run_limited(test: &str) {
+    // With the signal ignored, a write that is too long fails like one to a full disk.
+    let script = "trap '' XFSZ; ulimit -f 8192; exec \"$0\" --ignored --exact \"$1\"";
+    let program = std::env::current_exe().unwrap();
+    let output = Command::new("sh").args(["-c", script]).arg(program).arg(test).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && text.contains("1 passed"), "{text}");
+}
+
+#[test]
+fn nothing_is_left_of_a_flatten() {
+    run_limited("full_disk::limited_flatten");
+}
+
+#[test]
+fn a_raw_image_is_left_as_it_was() {
+    run_limited("full_disk::limited_raw_transaction");
+}
+
+#[test]
+fn a_qcow2_image_is_left_as_it_was() {
+    run_limited("full_disk::limited_qcow2_transaction");
+}
+
+fn raw_disk(folder: &Folder) -> Vec<u8> {
+    let content = noise(1, 7 << 19);
+    std::fs::write(folder.file("disk.raw"), &content).unwrap();
+    content
+}
+
+#[test]
+#[ignore = "needs a limit on file sizes, which another test sets"]
+fn limited_flatten() {
+    let folder = Folder::new();
+    raw_disk(&folder);
+    let overlay = NewImage { base: Some("disk.raw".into()), size: Some(8 << 20), ..NewImage::default() };
+    create_image(&folder.file("top.qcow2"), &overlay).unwrap();
+    let transaction = Image::open(folder.file("top.qcow2"), &OpenOptions::writable()).unwrap().begin().unwrap();
+    transaction.write_at(&noise(2, 2 << 20), 5 << 20).unwrap();
+    transaction.commit().unwrap();
+    drop(transaction);
+    let image = Image::open(folder.file("top.qcow2"), &OpenOptions::default()).unwrap();
+    for format in [Format::Raw, Format::Qcow2] {
+        let options = FlattenOptions { format, ..FlattenOptions::default() };
+        let error = flatten(&image, &folder.file("out"), &options, &NoProgress).unwrap_err();
+        assert!(matches!(error, Error::Io { .. } | Error::Qcow2(qtk_qcow2::Error::Io { .. })), "{error}");
+        assert!(error.to_string().contains("out"), "{error}");
+    }
+    assert_eq!(folder.names(), ["disk.raw", "top.qcow2"]);
+}
+
+#[test]
+#[ignore = "needs a limit on file sizes, which another test sets"]
+fn limited_raw_transaction() {
+    let folder = Folder::new();
+    let before = raw_disk(&folder);
+    let transaction = Image::open(folder.file("disk.raw"), &OpenOptions::writable()).unwrap().begin().unwrap();
+    // The log has room for the disk, its tables and most of its trailer.
+    transaction.write_at(&noise(3, 7 << 19), 0).unwrap();
+    transaction.commit().unwrap_err();
+    drop(transaction);
+    assert!(std::fs::read(folder.file("disk.raw")).unwrap() == before);
+    assert_eq!(folder.names(), ["disk.raw"]);
+}
+
+#[test]
+#[ignore = "needs a limit on file sizes, which another test sets"]
+fn limited_qcow2_transaction() {
+    let folder = Folder::new();
+    create_image(&folder.file("top.qcow2"), &NewImage { size: Some(16 << 20), ..NewImage::default() }).unwrap();
+    let before = std::fs::read(folder.file("top.qcow2")).unwrap();
+    let transaction = Image::open(folder.file("top.qcow2"), &OpenOptions::writable()).unwrap().begin().unwrap();
+    transaction.write_at(&noise(3, 8 << 20), 0).unwrap_err();
+    drop(transaction);
+    assert!(std::fs::read(folder.file("top.qcow2")).unwrap() == before);
+    folder.check("top.qcow2");
+}

@@ -1,0 +1,9 @@
+//! Images as users have them, against QEMU's tools as judges.
+#![cfg(test)]
+
+mod common;
+mod describe;
+mod flatten;
+mod full_disk;
+mod locks;
+mod open;
