@@ -165,25 +165,26 @@ proptest! {
     fn compressed_images_with_snapshots(
         (bits, operations) in prop_oneof![Just(9), Just(12), Just(16)]
             .prop_flat_map(|bits: u32| (Just(bits), operations(size_of(bits), 1 << bits))),
-        zstd in any::<bool>(),
+        variant in prop_oneof![
+            Just("compression_type=zlib"), Just("compression_type=zstd"), Just("compat=0.10"), Just("refcount_bits=64"),
+        ],
+        backed in any::<bool>(),
         snapshots in 0..3_usize,
     ) {
         let folder = tempfile::tempdir().unwrap();
         let size = usize::try_from(size_of(bits)).unwrap();
-        let size = size.next_multiple_of(512);
         mixed_disk(&folder.path().join("source.raw"), size, 5000);
-        let codec = if zstd { "zstd" } else { "zlib" };
-        let cluster = 1 << bits;
-        qemu_img(folder.path(), &format!(
-            "convert -c -f raw -O qcow2 -o cluster_size={cluster},compression_type={codec} source.raw image.qcow2"
-        ));
+        let backing = backed.then(|| mixed_disk(&folder.path().join("base.raw"), size / 2 & !511, 3000));
+        let with_backing = if backed { "-B base.raw -F raw " } else { "" };
+        let options = format!("cluster_size={},{variant}", 1 << bits);
+        qemu_img(folder.path(), &format!("convert -c -f raw -O qcow2 -o {options} {with_backing}source.raw image.qcow2"));
         for snapshot in 0..snapshots {
             qemu_io(folder.path(), "image.qcow2", &[&format!("write -P {} {} 3000", snapshot + 1, snapshot * 1000)]);
             qemu_img(folder.path(), &format!("snapshot -c s{snapshot} image.qcow2"));
         }
         let image = folder.path().join("image.qcow2");
         let states: Vec<_> = (0..snapshots).map(|snapshot| snapshot_content(&image, snapshot)).collect();
-        play(Subject::new(image.clone(), None), &operations);
+        play(Subject::new(image.clone(), backing), &operations);
         for (snapshot, state) in states.iter().enumerate() {
             prop_assert!(snapshot_content(&image, snapshot) == *state, "snapshot {snapshot} has changed");
         }

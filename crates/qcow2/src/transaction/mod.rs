@@ -15,6 +15,7 @@ use qtk_block::{BlockRead, BlockWrite, Extent};
 
 use crate::bitmap::BitmapDirectory;
 use crate::error::Error;
+use crate::header::Header;
 use crate::layer::Layer;
 use crate::mapping::L2Tables;
 use crate::types::HostOffset;
@@ -41,10 +42,13 @@ pub struct Transaction {
 impl Transaction {
     /// Begins to change `layer`, whose unallocated clusters read through to `backing`.
     ///
-    /// Fails on images that need repair first, that overlap in their metadata, or whose header names a backing where none
-    /// is given, or the other way round.
+    /// `layer` must have been opened since the image was last changed. Fails on images that need repair first, that overlap in
+    /// their metadata, or whose header names a backing where none is given, or the other way round.
     pub fn begin(layer: Arc<Layer>, backing: Option<Arc<dyn BlockRead>>) -> Result<Self, Error> {
         let file = layer.file().clone();
+        if Header::read(&file)? != *layer.header() {
+            return Err(Error::ChangedMeanwhile { image: layer.name().to_owned() });
+        }
         let bitmaps = BitmapDirectory::read(&file, layer.header())?;
         let committed = commit::read_sector(&file)?;
         commit::check_writable(&layer, backing.is_some(), bitmaps.as_ref(), &committed)?;
