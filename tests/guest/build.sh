@@ -14,7 +14,7 @@ set -euo pipefail
 here=$(dirname "$(realpath "$0")")
 . "$here/disk.sh"
 
-export SOURCE_DATE_EPOCH=1735689600 E2FSPROGS_FAKE_TIME=1735689600 LC_ALL=C.UTF-8
+export SOURCE_DATE_EPOCH=1735689600 E2FSPROGS_FAKE_TIME=1735689600 E2FSCK_TIME=1735689600 LC_ALL=C.UTF-8
 ubuntu_features=none,has_journal,ext_attr,resize_inode,dir_index,orphan_file,filetype,extent,64bit,flex_bg
 ubuntu_features+=,metadata_csum_seed,sparse_super,large_file,huge_file,dir_nlink,extra_isize,metadata_csum
 # Debian 12 switched off what kernels before 5.15 cannot mount.
