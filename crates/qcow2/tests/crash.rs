@@ -11,6 +11,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use proptest::prelude::*;
 use qtk_block::{BlockRead, BlockWrite, Extent, HostStorage, MemoryDisk, WriteEvent, WriteRecorder};
 use qtk_qcow2::{ClusterBits, CreateOptions, Layer, Transaction, check, create};
 use support::{assert_clean, memory, mixed_disk, noise, qemu_img, qemu_io, qemu_read, read_all};
@@ -190,6 +191,31 @@ fn commits_are_atomic() {
     for (bits, refcount_bits) in [(9, 64), (9, 1), (12, 1)] {
         let image = empty_image(100 << bits, bits, refcount_bits);
         Scenario::record(image, change(1 << bits), true).crash();
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 12, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn commits_of_anything_are_atomic(
+        (bits, changes) in prop_oneof![Just(9_u32), Just(12)].prop_flat_map(|bits| {
+            let cluster = 1_u64 << bits;
+            let range = (0..cluster * 36, 1..cluster * 4);
+            (Just(bits), proptest::collection::vec((range, 0..4_u64), 1..12))
+        }),
+        order in 3..=6_u32,
+    ) {
+        let change = |transaction: &Transaction| {
+            for &((at, len), kind) in &changes {
+                match kind {
+                    0 => transaction.zero(at..at + len).unwrap(),
+                    1 => transaction.discard(at..at + len).unwrap(),
+                    seed => transaction.write_at(&noise(seed, usize::try_from(len).unwrap()), at).unwrap(),
+                }
+            }
+        };
+        Scenario::record(rich_image(1 << bits, 1 << order), change, true).crash();
     }
 }
 
