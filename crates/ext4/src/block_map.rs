@@ -7,7 +7,8 @@ use crate::map::{FileMap, Run, Segment, Target};
 use crate::{BlockNr, Ext4};
 
 /// Pointers to data in the inode; behind them come one single, one double and one triple indirect pointer.
-const DIRECT: u64 = 12;
+const DIRECT_LEN: usize = 12;
+const DIRECT: u64 = DIRECT_LEN as u64;
 const LEVELS: u32 = 3;
 const POINTER_LEN: usize = 4;
 
@@ -55,7 +56,7 @@ fn roots<'a>(fs: &Ext4, inode: &'a Inode) -> impl Iterator<Item = Array<'a>> {
     let direct = Array { bytes: inode.map(), first: 0, len: DIRECT, span: 1 };
     let mut first = DIRECT;
     std::iter::once(direct).chain((1..=LEVELS).map(move |level| {
-        let at = (DIRECT as usize + level as usize - 1) * POINTER_LEN;
+        let at = (DIRECT_LEN + level as usize - 1) * POINTER_LEN;
         let root = Array { bytes: &inode.map()[at..at + POINTER_LEN], first, len: 1, span: per_block.pow(level) };
         first = root.end();
         root
@@ -146,7 +147,7 @@ fn lay_out(map: &FileMap, block_len: usize, free: impl Iterator<Item = BlockNr>)
     let per_block = (block_len / POINTER_LEN) as u64;
     let mut layout = Layout { map, block_len, free, blocks: Vec::new() };
     let mut root = [0; MAP_LEN];
-    let (direct, indirect) = root.split_at_mut(DIRECT as usize * POINTER_LEN);
+    let (direct, indirect) = root.split_at_mut(DIRECT_LEN * POINTER_LEN);
     layout.array(direct, 0, 1);
     let mut first = DIRECT;
     for (level, pointer) in (1..=LEVELS).zip(indirect.chunks_exact_mut(POINTER_LEN)) {

@@ -54,7 +54,7 @@ const _: () = assert!(size_of::<RawInode>() == CORE_LEN);
 
 /// Fields behind the first 128 bytes, by their offset there. Each exists if `i_extra_isize` reaches past it.
 #[derive(Clone, Copy)]
-enum Extra {
+enum LateField {
     CtimeExtra = 0x04,
     MtimeExtra = 0x08,
     AtimeExtra = 0x0c,
@@ -112,7 +112,7 @@ impl Inode {
     }
 
     /// The bytes to store, checksummed by the file system's seed if it has one.
-    pub(crate) fn to_sealed_bytes(&mut self, seed: Option<Seed>) -> Vec<u8> {
+    pub(crate) fn seal(&mut self, seed: Option<Seed>) -> Vec<u8> {
         if let Some(seed) = seed {
             let wide = self.has_wide_checksum();
             let [a, b, c, d] = checksum::inode(self.seed(seed), &self.to_bytes(), wide).to_le_bytes();
@@ -155,7 +155,7 @@ impl Inode {
         }
     }
 
-    fn extra(&self, field: Extra) -> Option<u32> {
+    fn extra(&self, field: LateField) -> Option<u32> {
         let at = field as usize;
         if at + 4 > self.extra_len() {
             return None;
@@ -163,7 +163,7 @@ impl Inode {
         self.rest.get(at..)?.first_chunk().map(|&bytes| u32::from_le_bytes(bytes))
     }
 
-    fn set_extra(&mut self, field: Extra, value: u32) {
+    fn set_extra(&mut self, field: LateField, value: u32) {
         let at = field as usize;
         if at + 4 <= self.extra_len() {
             self.rest[at..at + 4].copy_from_slice(&value.to_le_bytes());
@@ -318,18 +318,18 @@ impl Inode {
 
     pub(crate) fn time(&self, which: Time) -> Timestamp {
         let (seconds, extra) = match which {
-            Time::Access => (self.core.atime, Extra::AtimeExtra),
-            Time::Change => (self.core.ctime, Extra::CtimeExtra),
-            Time::Modification => (self.core.mtime, Extra::MtimeExtra),
+            Time::Access => (self.core.atime, LateField::AtimeExtra),
+            Time::Change => (self.core.ctime, LateField::CtimeExtra),
+            Time::Modification => (self.core.mtime, LateField::MtimeExtra),
         };
         Timestamp::decode(seconds.get(), self.extra(extra))
     }
 
     pub(crate) fn set_time(&mut self, which: Time, time: Timestamp) {
         let extra = match which {
-            Time::Access => Extra::AtimeExtra,
-            Time::Change => Extra::CtimeExtra,
-            Time::Modification => Extra::MtimeExtra,
+            Time::Access => LateField::AtimeExtra,
+            Time::Change => LateField::CtimeExtra,
+            Time::Modification => LateField::MtimeExtra,
         };
         let (low, high) = if self.extra(extra).is_some() { time.encode() } else { time.clamped_to_32_bits().encode() };
         match which {
@@ -342,14 +342,14 @@ impl Inode {
 
     /// When the inode was made, where it has room to say so.
     pub(crate) fn creation_time(&self) -> Option<Timestamp> {
-        let seconds = self.extra(Extra::Crtime)?;
-        Some(Timestamp::decode(seconds, self.extra(Extra::CrtimeExtra)))
+        let seconds = self.extra(LateField::Crtime)?;
+        Some(Timestamp::decode(seconds, self.extra(LateField::CrtimeExtra)))
     }
 
     pub(crate) fn set_creation_time(&mut self, time: Timestamp) {
         let (low, high) = time.encode();
-        self.set_extra(Extra::Crtime, low);
-        self.set_extra(Extra::CrtimeExtra, high);
+        self.set_extra(LateField::Crtime, low);
+        self.set_extra(LateField::CrtimeExtra, high);
     }
 
     /// Major and minor number of a device.
@@ -428,7 +428,7 @@ mod tests {
     fn seals_and_verifies() {
         let seed = Seed::stored(7);
         for size in [128, 256, 1024] {
-            let bytes = inode(size).to_sealed_bytes(Some(seed));
+            let bytes = inode(size).seal(Some(seed));
             assert!(Inode::parse(Ino::ROOT, &bytes).unwrap().verify(seed).is_ok());
             let mut damaged = bytes.clone();
             damaged[100] ^= 1;

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use zerocopy::little_endian::{U16, U32, U64};
-use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::checksum::{self, Seed};
 use crate::error::{Error, Place, Result};

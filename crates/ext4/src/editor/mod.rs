@@ -245,7 +245,7 @@ impl Editor {
 
     /// Stores an inode, checksummed.
     pub(crate) fn put_inode(&mut self, inode: &mut Inode) -> Result<()> {
-        let bytes = inode.to_sealed_bytes(self.fs.checksum_seed());
+        let bytes = inode.seal(self.fs.checksum_seed());
         let (block, place) = self.fs.inode_place(inode.ino())?;
         self.fs.cache.modify(block, |block| block[place].copy_from_slice(&bytes))
     }

@@ -1,5 +1,5 @@
 //! Images made, changed and judged by the real tools.
-#![allow(dead_code, reason = "each test file uses a part of this")]
+#![allow(dead_code, clippy::unwrap_used, reason = "every test program uses its own part of this module")]
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -10,7 +10,7 @@ use qtk_ext4::{Ext4, Ino};
 use tempfile::TempDir;
 
 /// What mke2fs switches on beyond its defaults in Ubuntu 24.04 and Debian 13.
-pub const DISTRIBUTION: &[&str] = &["-O", "orphan_file,metadata_csum_seed"];
+pub(crate) const DISTRIBUTION: &[&str] = &["-O", "orphan_file,metadata_csum_seed"];
 
 fn run(command: &mut Command) -> Output {
     command.output().unwrap_or_else(|error| {
@@ -19,21 +19,21 @@ fn run(command: &mut Command) -> Output {
 }
 
 /// Runs a tool that must succeed, and gives what it printed.
-pub fn tool(name: &str, args: &[&str]) -> String {
+pub(crate) fn tool(name: &str, args: &[&str]) -> String {
     let output = run(Command::new(name).args(args).env("PATH", "/usr/sbin:/sbin:/usr/bin:/bin"));
     assert!(output.status.success(), "{name} {args:?}: {output:?}");
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
 /// A file system in a file of a temporary folder.
-pub struct Image {
+pub(crate) struct Image {
     folder: TempDir,
     path: PathBuf,
 }
 
 impl Image {
     /// Made by mke2fs with `args` (ext4 with 4 KiB blocks if these say nothing else), of `size` as mke2fs reads it, holding the tree below `root` if there is one.
-    pub fn make(size: &str, args: &[&str], root: Option<&Path>) -> Self {
+    pub(crate) fn make(size: &str, args: &[&str], root: Option<&Path>) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("image");
         let mut all = vec!["-q", "-F"];
@@ -51,11 +51,11 @@ impl Image {
         Self { folder, path }
     }
 
-    pub fn folder(&self) -> &Path {
+    pub(crate) fn folder(&self) -> &Path {
         self.folder.path()
     }
 
-    pub fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
@@ -64,42 +64,42 @@ impl Image {
     }
 
     /// A second image with the same bytes.
-    pub fn copy(&self) -> Self {
+    pub(crate) fn copy(&self) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("image");
         tool("cp", &["--sparse=always", self.path_str(), path.to_str().unwrap()]);
         Self { folder, path }
     }
 
-    pub fn device(&self) -> Arc<RawFile> {
+    pub(crate) fn device(&self) -> Arc<RawFile> {
         Arc::new(RawFile::open(&self.path, Access::ReadWrite).unwrap())
     }
 
-    pub fn open(&self) -> Ext4 {
+    pub(crate) fn open(&self) -> Ext4 {
         Ext4::open(self.device()).unwrap()
     }
 
     /// Asserts that e2fsck finds nothing to repair.
-    pub fn assert_clean(&self) {
+    pub(crate) fn assert_clean(&self) {
         let output = run(Command::new("e2fsck").args(["-fn", self.path_str()]).env("PATH", "/usr/sbin:/sbin"));
         let text = String::from_utf8_lossy(&output.stdout);
         assert!(output.status.success(), "e2fsck -fn: {}\n{text}", output.status);
     }
 
     /// What e2fsck does to a journal alone.
-    pub fn replay_by_e2fsck(&self) {
+    pub(crate) fn replay_by_e2fsck(&self) {
         let args = ["-y", "-E", "journal_only", self.path_str()];
         let output = run(Command::new("e2fsck").args(args).env("PATH", "/usr/sbin:/sbin"));
         assert!(output.status.code().is_some_and(|code| code < 4), "{output:?}");
     }
 
     /// What debugfs prints for a request.
-    pub fn debugfs(&self, request: &str) -> String {
+    pub(crate) fn debugfs(&self, request: &str) -> String {
         tool("debugfs", &["-R", request, self.path_str()])
     }
 
     /// Lets debugfs change the image; fails if debugfs complains.
-    pub fn debugfs_write(&self, requests: &str) {
+    pub(crate) fn debugfs_write(&self, requests: &str) {
         let script = self.folder.path().join("requests");
         std::fs::write(&script, requests).unwrap();
         let output = run(Command::new("debugfs")
@@ -111,14 +111,14 @@ impl Image {
     }
 
     /// A file's content as debugfs sees it.
-    pub fn content(&self, ino: Ino) -> Vec<u8> {
+    pub(crate) fn content(&self, ino: Ino) -> Vec<u8> {
         let target = self.folder.path().join("dumped");
         self.debugfs(&format!("dump <{ino}> {}", target.display()));
         std::fs::read(target).unwrap()
     }
 
     /// Runs `work` with the image mounted by the kernel; needs root and loop devices.
-    pub fn mounted<T>(&self, work: impl FnOnce(&Path) -> T) -> T {
+    pub(crate) fn mounted<T>(&self, work: impl FnOnce(&Path) -> T) -> T {
         let mount = Mount::new(self);
         work(&mount.point)
     }
@@ -141,9 +141,11 @@ impl Mount {
 
 impl Drop for Mount {
     fn drop(&mut self) {
-        // Others that look at new mounts hold them for a moment.
+        // Another mount namespace may hold a copy of the mount, which then outlives it; and others that look at new mounts
+        // hold them for a moment. Once the file system is read-only, the image is at rest in any case.
         for _ in 0..100 {
-            if run(Command::new("umount").arg(&self.point)).status.success() {
+            let at_rest = run(Command::new("mount").args(["-o", "remount,ro"]).arg(&self.point)).status.success();
+            if at_rest && run(Command::new("umount").arg(&self.point)).status.success() {
                 return;
             }
             std::thread::sleep(std::time::Duration::from_millis(50));
@@ -153,14 +155,14 @@ impl Drop for Mount {
 }
 
 /// The inode at a path from the root, components separated by slashes.
-pub fn resolve(fs: &Ext4, path: &str) -> Ino {
+pub(crate) fn resolve(fs: &Ext4, path: &str) -> Ino {
     path.split('/').filter(|name| !name.is_empty()).fold(Ino::ROOT, |dir, name| {
         fs.lookup(dir, name.as_bytes()).unwrap().unwrap_or_else(|| panic!("{name} of {path} is missing"))
     })
 }
 
 /// The whole content of a file.
-pub fn read_all(fs: &Ext4, ino: Ino) -> Vec<u8> {
+pub(crate) fn read_all(fs: &Ext4, ino: Ino) -> Vec<u8> {
     let size = usize::try_from(fs.metadata(ino).unwrap().size).unwrap();
     let mut content = vec![0xaa; size];
     assert_eq!(fs.read_at(ino, &mut content, 0).unwrap(), size);
@@ -168,7 +170,7 @@ pub fn read_all(fs: &Ext4, ino: Ino) -> Vec<u8> {
 }
 
 /// Bytes that differ from place to place and from seed to seed, and do not compress away.
-pub fn noise(len: usize, seed: u64) -> Vec<u8> {
+pub(crate) fn noise(len: usize, seed: u64) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut bytes = Vec::with_capacity(len + 8);
     while bytes.len() < len {
