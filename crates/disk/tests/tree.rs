@@ -249,6 +249,17 @@ fn mbr_with_logical_partitions() {
 }
 
 #[test]
+fn a_partition_far_out_on_a_large_disk() {
+    const START: u64 = 5 << 40;
+    let image = Image::new(6 << 40);
+    run("sgdisk", &[&format!("-n1:{}:+16M", START / 512), image.path()]);
+    let folder = tempfile::tempdir().unwrap();
+    populate(folder.path(), &[("file", "far out")]);
+    image.insert(&Image::ext4(16 * MIB, "", folder.path()), START);
+    assert_eq!(content(&open(&image), "/file"), "far out");
+}
+
+#[test]
 fn a_disk_without_partitions_is_a_tree() {
     let folder = tempfile::tempdir().unwrap();
     populate(folder.path(), &[("just/a/file", "x")]);

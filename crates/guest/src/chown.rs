@@ -43,9 +43,11 @@ pub fn chown(tree: &mut Tree, path: &GuestPath, owner: OwnerIds, options: ChownO
     })
 }
 
+/// The extended attribute that gives a program rights of its own.
+pub(crate) const CAPABILITIES: &[u8] = b"security.capability";
+
 /// Takes a program's capabilities away.
 pub(crate) fn drop_capabilities(tree: &mut Tree, file: Node, action: &'static str, path: &GuestPath) -> Result<()> {
-    const CAPABILITIES: &[u8] = b"security.capability";
     let xattrs = tree.xattrs(file).in_guest(action, path)?;
     if xattrs.iter().any(|(name, _)| name == CAPABILITIES) {
         tree.remove_xattr(file, CAPABILITIES).in_guest(action, path)?;

@@ -44,12 +44,10 @@ pub fn list<E: From<crate::Error>>(
     let mut walk = Walk::new(start, "list");
     while let Some(step) = walk.next(tree)? {
         let Step::Enter(dir) = step else { continue };
-        let mut names = tree.read_dir(dir.node).in_guest("list", &dir.path)?;
-        names.sort_by(|left, right| left.name.cmp(&right.name));
-        let entries = names.into_iter().map(|child| {
+        let entries = walk.entries().iter().map(|child| {
             let path = dir.path.join(&child.name);
             let metadata = tree.metadata(child.node).in_guest("list", &path)?;
-            entry(tree, Found { path, parent: dir.node, name: child.name, node: child.node, metadata })
+            entry(tree, Found { path, parent: dir.node, name: child.name.clone(), node: child.node, metadata })
         });
         let entries = entries.collect::<Result<_>>()?;
         visit(Listing { directory: Some(entry(tree, dir)?), entries })?;

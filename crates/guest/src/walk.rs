@@ -61,6 +61,11 @@ impl Walk {
         if found.metadata.is_dir() { self.enter(tree, found).map(Some) } else { Ok(Some(Step::File(found))) }
     }
 
+    /// Entries of the innermost directory that are still to come: all of them, just after it was entered.
+    pub(crate) fn entries(&self) -> &[DirEntry] {
+        self.open.last().map_or(&[], |(_, entries)| entries.as_slice())
+    }
+
     fn enter(&mut self, tree: &Tree, found: Found) -> Result<Step> {
         let bad = |problem| Error::BadTree { path: found.path.clone(), problem };
         if !self.seen.insert(found.node) {

@@ -109,7 +109,7 @@ fn a_hostile_guest_stays_inside() {
     let hostile = |files: &[(&str, &str)], from: &str, to: &str| {
         let folder = tempfile::tempdir().unwrap();
         populate(folder.path(), files);
-        let guest = Guest::from_folder(folder.path(), "^metadata_csum,^dir_index");
+        let guest = Guest::of_size(4 * MIB, folder.path(), "^metadata_csum,^dir_index");
         guest.replace(from.as_bytes(), to.as_bytes());
         let parent = tempfile::tempdir().unwrap();
         let out = parent.path().join("out");

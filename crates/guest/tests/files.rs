@@ -247,6 +247,37 @@ fn moves_across_mounts_keep_everything() {
 }
 
 #[test]
+fn a_fat_volume_can_only_be_read() {
+    let disk = Guest::empty(64 * MIB);
+    run("sgdisk", &["-n1:1M:+40M", "-n15:0:+8M", "-t15:ef00", disk.host_path()]);
+    let folder = tempfile::tempdir().unwrap();
+    populate(folder.path(), &[("etc/fstab", "LABEL=UEFI /boot/efi vfat umask=0077 0 1\n"), ("boot/efi/", "")]);
+    let (root, esp) = (Guest::empty(40 * MIB), Guest::empty(8 * MIB));
+    run("mke2fs", &["-q", "-t", "ext4", "-d", folder.path().to_str().unwrap(), root.host_path()]);
+    run("mkfs.vfat", &["-n", "UEFI", esp.host_path()]);
+    run("mcopy", &["-i", esp.host_path(), "/etc/passwd", "::grub.cfg"]);
+    disk.write(&std::fs::read(root.host_path()).unwrap(), MIB);
+    disk.write(&std::fs::read(esp.host_path()).unwrap(), 41 * MIB);
+    assert_eq!(disk.content("/boot/efi/GRUB.CFG"), std::fs::read("/etc/passwd").unwrap());
+    const REASON: &str = "/boot/efi in the guest: lies on a FAT file system, which qtk cannot edit yet";
+    let at = |file: &str| disk.edit(|tree| write(tree, &path(file), &mut &b"x"[..], &WriteOptions::default()));
+    assert_eq!(message(at("/boot/efi/new")), format!("cannot write {REASON}"));
+    assert_eq!(message(at("/boot/efi/grub.cfg")), format!("cannot write {REASON}"));
+    let removed = disk.edit(|tree| remove(tree, &path("/boot/efi/grub.cfg"), RemoveOptions::default()));
+    assert_eq!(message(removed), format!("cannot remove {REASON}"));
+    let moved = disk.edit(|tree| move_files(tree, &[path("/etc/fstab")], &path("/boot/efi")));
+    assert_eq!(message(moved), format!("cannot copy {REASON}"));
+}
+
+#[test]
+fn a_tree_for_reading_refuses_changes() {
+    let guest = guest();
+    let mut tree = guest.open();
+    let result = write(&mut tree, &path("/etc/hosts"), &mut &b"x"[..], &WriteOptions::default());
+    assert_eq!(message(result), "cannot write / in the guest: the image is open for reading only");
+}
+
+#[test]
 fn an_edit_of_the_root_does_not_touch_boot() {
     let (disk, check) = two_file_systems();
     let boot = |disk: &Guest| std::fs::read(disk.host_path()).unwrap()[25 << 20..49 << 20].to_vec();

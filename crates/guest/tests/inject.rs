@@ -83,7 +83,7 @@ fn a_file_into_a_directory_or_to_a_name() {
 }
 
 #[test]
-fn replaces_content_and_attributes_but_not_the_inode() {
+fn replaces_one_name_and_keeps_its_label() {
     let folder = tempfile::tempdir().unwrap();
     populate(folder.path(), &SYSTEM);
     std::fs::hard_link(folder.path().join("usr/bin/tool"), folder.path().join("usr/bin/same")).unwrap();
@@ -92,11 +92,28 @@ fn replaces_content_and_attributes_but_not_the_inode() {
     run("debugfs", &["-w", "-R", "ea_set /usr/bin/tool security.capability caps", guest.host_path()]);
     let host = tempfile::tempdir().unwrap();
     let file = host_file(host.path(), "tool", b"new", "755");
-    put(&guest, &[&file], "/bin/tool", &InjectOptions::default()).unwrap();
-    assert_eq!(guest.content("/usr/bin/same"), b"new");
-    assert_eq!(attributes(&guest, "/usr/bin/tool"), "0755 0:0 3");
-    let (_, xattrs) = stat(&guest.open(), &path("/bin/tool"), Follow::All).unwrap();
-    assert_eq!(xattrs, [(b"security.selinux".to_vec(), b"label".to_vec())]);
+    // The first time it is one of two names, the second time the only one.
+    for _ in 0..2 {
+        put(&guest, &[&file], "/bin/tool", &InjectOptions::default()).unwrap();
+        assert_eq!(guest.content("/usr/bin/tool"), b"new");
+        assert_eq!(attributes(&guest, "/usr/bin/tool"), "0755 0:0 3");
+        let (_, xattrs) = stat(&guest.open(), &path("/bin/tool"), Follow::All).unwrap();
+        assert_eq!(xattrs, [(b"security.selinux".to_vec(), b"label".to_vec())]);
+        run("debugfs", &["-w", "-R", "ea_set /usr/bin/tool security.capability caps", guest.host_path()]);
+    }
+    assert_eq!(guest.content("/usr/bin/same"), SYSTEM[2].1.as_bytes());
+    assert_eq!(stat(&guest.open(), &path("/bin/same"), Follow::All).unwrap().1.len(), 2);
+}
+
+#[test]
+fn hard_links_survive_sources_that_replace_each_other() {
+    let host = tempfile::tempdir().unwrap();
+    populate(host.path(), &[("x/a", "first"), ("y/a", "second")]);
+    std::fs::hard_link(host.path().join("x/a"), host.path().join("x/b")).unwrap();
+    let guest = Guest::new(&SYSTEM);
+    let sources = ["x/a", "y/a", "x/b"].map(|source| host.path().join(source));
+    put(&guest, &sources.each_ref().map(std::path::PathBuf::as_path), "/run", &InjectOptions::default()).unwrap();
+    assert_eq!((guest.content("/run/a"), guest.content("/run/b")), (b"second".to_vec(), b"first".to_vec()));
 }
 
 #[test]
@@ -139,6 +156,11 @@ fn a_tree_goes_in_and_comes_out_as_it_was() {
     run("chmod", &["-R", "u-s,g-s,-t", tree.to_str().unwrap()]);
     run("touch", &["-d", "2021-03-04 05:06:07.891011", tree.to_str().unwrap()]);
     assert_same(&describe(&out.path().join("tree"), false), &describe(&tree, false));
+    // And by somebody else's reading.
+    let dumped = tempfile::tempdir().unwrap();
+    guest.debugfs(&format!("rdump /tree {}", dumped.path().display()));
+    let dumped = dumped.path().join("tree");
+    run("diff", &["-r", "--no-dereference", "-x", "pipe", dumped.to_str().unwrap(), tree.to_str().unwrap()]);
     let sparse = guest.debugfs("stat /tree/sparse");
     let blocks: u64 = sparse.split_once("Blockcount:").unwrap().1.split_whitespace().next().unwrap().parse().unwrap();
     assert!(blocks * 512 < MIB, "{sparse}");

@@ -179,7 +179,7 @@ impl<'a> Slots<'a> {
                 continue;
             }
             let Some(extent) = self.extents.next(self.fat)? else { return Ok(None) };
-            // A cluster or a root directory: 2 MiB at most.
+            // A run of clusters or a root directory: 2 MiB at most.
             let len = usize::try_from(extent.end.saturating_sub(extent.start)).unwrap_or(0);
             self.buffer.resize(len, 0);
             self.fat.read_device(&mut self.buffer, extent.start)?;

@@ -243,8 +243,21 @@ struct Chain {
 
 impl Chain {
     const WINDOW: u64 = 4096;
+    const MAX_RUN: u64 = 1 << 20;
 
+    /// The next run of clusters that lie one behind the other.
     fn next(&mut self, fat: &Fat) -> Result<Option<Range<u64>>, Error> {
+        let Some(mut run) = self.step(fat)? else { return Ok(None) };
+        while run.end.saturating_sub(run.start) < Self::MAX_RUN
+            && fat.geometry.cluster(self.next).is_some_and(|range| range.start == run.end)
+            && let Some(range) = self.step(fat)?
+        {
+            run.end = range.end;
+        }
+        Ok(Some(run))
+    }
+
+    fn step(&mut self, fat: &Fat) -> Result<Option<Range<u64>>, Error> {
         let cluster = self.next;
         let geometry = &fat.geometry;
         // A file without content has no cluster at all.

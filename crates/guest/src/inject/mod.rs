@@ -7,8 +7,9 @@
 //! - New files belong to root and have the source's permissions without setuid, setgid and sticky; the modification time is the
 //!   source's. `preserve` keeps owner, all permissions, access time and extended attributes too; `mode` (for regular files)
 //!   and `owner` go before either.
-//! - An existing file gets new content and the attributes that a new one would have. It stays the same inode, with its other names
-//!   and its attributes such as an SELinux label; capabilities go, as they do whenever a program is written.
+//! - An existing file gets new content and the permissions, owner and times that a new one would have. Its extended attributes,
+//!   such as an SELinux label, stay; capabilities go, as they do whenever a program is written. Other names of the same file
+//!   keep the old content.
 //! - A guest's link at the destination is followed. Inside a tree, directories follow a guest's links to directories, as a merged
 //!   `/usr` needs it, and everything else replaces a link. A directory is never replaced.
 //! - Existing directories keep their attributes.
@@ -26,7 +27,7 @@ use qtk_disk::{
     FileType, Follow, GuestPath, Location, NewNode, Node, NodeKind, PathProblem, SetAttributes, Timestamp, Tree,
 };
 
-use crate::chown::drop_capabilities;
+use crate::chown::{CAPABILITIES, drop_capabilities};
 use crate::error::{Error, InGuest, Result};
 use crate::files::{MkdirOptions, directory, make_directories, pour};
 use crate::mode::Mode;
@@ -262,16 +263,31 @@ impl Injection<'_> {
 
     /// An empty regular file at the location: the one that is there, or a new one.
     fn empty_file(&mut self, location: &Location, attributes: &SetAttributes) -> Result<Node> {
+        let mut kept = Vec::new();
         if let Some(node) = location.node {
             let metadata = self.tree.metadata(node).in_guest(ACTION, &location.path)?;
             if metadata.file_type == FileType::Regular {
-                self.tree.truncate(node, 0).in_guest(ACTION, &location.path)?;
-                drop_capabilities(self.tree, node, ACTION, &location.path)?;
-                return Ok(node);
+                if metadata.links == 1 {
+                    self.forget(node);
+                    drop_capabilities(self.tree, node, ACTION, &location.path)?;
+                    self.tree.truncate(node, 0).in_guest(ACTION, &location.path)?;
+                    return Ok(node);
+                }
+                kept = self.tree.xattrs(node).in_guest(ACTION, &location.path)?;
+                kept.retain(|(name, _)| name != CAPABILITIES);
             }
         }
         self.make_room(location)?;
-        self.create(location, NodeKind::File, attributes)
+        let node = self.create(location, NodeKind::File, attributes)?;
+        for (name, value) in kept {
+            self.tree.set_xattr(node, &name, &value).in_guest(ACTION, &location.path)?;
+        }
+        Ok(node)
+    }
+
+    /// What was known under this number is about to become something else.
+    fn forget(&mut self, node: Node) {
+        self.linked.retain(|_, known| *known != node);
     }
 
     /// Removes what has the name, unless it is a directory.
@@ -280,6 +296,7 @@ impl Injection<'_> {
         if self.tree.metadata(node).in_guest(ACTION, &location.path)?.is_dir() {
             return Err(Error::refused(ACTION, &location.path, PathProblem::IsADirectory));
         }
+        self.forget(node);
         self.tree.unlink(location.parent, &location.name).in_guest("replace", &location.path)
     }
 

@@ -33,7 +33,11 @@ pub(crate) struct Guest(NamedTempFile);
 impl Guest {
     /// An ext4 file system of 64 MiB that holds a copy of `folder`.
     pub(crate) fn from_folder(folder: &Path, features: &str) -> Self {
-        let guest = Self::empty(64 * MIB);
+        Self::of_size(64 * MIB, folder, features)
+    }
+
+    pub(crate) fn of_size(size: u64, folder: &Path, features: &str) -> Self {
+        let guest = Self::empty(size);
         let folder = folder.to_str().unwrap();
         run("mke2fs", &["-q", "-t", "ext4", "-O", features, "-d", folder, guest.host_path()]);
         guest
