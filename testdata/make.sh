@@ -40,7 +40,7 @@ symlink() { # PATH TARGET
     echo "symlink $1 $2" >&3
     attributes "$1" $((0120777))
 }
-# Debian's packages hold noise enough; these bytes are the same everywhere.
+# Bytes that do not compress, the same everywhere.
 noise() { # BYTES SEED
     python3 -c '
 import hashlib, sys
