@@ -39,7 +39,8 @@ pub struct ChainLayer {
     content: Content,
     size: u64,
     format_probed: bool,
-    lock: Option<ImageLock>,
+    lock_mode: Option<LockMode>,
+    _lock: Option<ImageLock>,
 }
 
 #[derive(Debug)]
@@ -62,7 +63,8 @@ impl ChainLayer {
                 }
             },
         };
-        let lock = lock(path, &file, format, options)?;
+        let lock_mode = lock_mode(format, options);
+        let _lock = lock_mode.map(|mode| acquire(path, file.file(), mode)).transpose()?;
         let file = Arc::new(file);
         let content = match format {
             Format::Raw => Content::Raw,
@@ -76,7 +78,8 @@ impl ChainLayer {
             Content::Qcow2(layer) => layer.size(),
         };
         let id = (metadata.dev(), metadata.ino());
-        Ok(Self { path: path.to_owned(), id, file, content, size, format_probed: options.format.is_none(), lock })
+        let format_probed = options.format.is_none();
+        Ok(Self { path: path.to_owned(), id, file, content, size, format_probed, lock_mode, _lock })
     }
 
     /// The name that the file was opened by.
@@ -121,9 +124,10 @@ impl ChainLayer {
         self.qcow2()?.header().backing_name.as_deref()
     }
 
-    /// Keeps others from writing the file, raw or not, until the result is dropped; not if it was opened to be shared.
+    /// Keeps others from writing the file until the result is dropped, if the layer's own lock does not: QEMU lets raw files
+    /// be written while they are read. A file that was opened to be shared is left alone.
     pub(crate) fn hold_still(&self) -> Result<Option<ImageLock>, Error> {
-        if self.lock.is_none() {
+        if self.lock_mode != Some(LockMode::ReadShared) {
             return Ok(None);
         }
         // Its own opening, as locks of one opening are taken and released together.
@@ -181,13 +185,13 @@ impl ChainLayer {
     }
 }
 
-/// Takes the locks that QEMU takes: those who read raw data let others write, but the metadata of a qcow2 file must hold still.
-fn lock(path: &Path, file: &RawFile, format: Format, options: LayerOptions) -> Result<Option<ImageLock>, Error> {
+/// The locks that QEMU takes: those who read raw data let others write, but the metadata of a qcow2 file must hold still.
+fn lock_mode(format: Format, options: LayerOptions) -> Option<LockMode> {
     match (options.access, format) {
-        (Access::ReadWrite, _) => acquire(path, file.file(), LockMode::Write).map(Some),
-        (Access::ReadOnly, _) if options.share => Ok(None),
-        (Access::ReadOnly, Format::Raw) => acquire(path, file.file(), LockMode::ReadShared).map(Some),
-        (Access::ReadOnly, Format::Qcow2) => acquire(path, file.file(), LockMode::Read).map(Some),
+        (Access::ReadWrite, _) => Some(LockMode::Write),
+        (Access::ReadOnly, _) if options.share => None,
+        (Access::ReadOnly, Format::Raw) => Some(LockMode::ReadShared),
+        (Access::ReadOnly, Format::Qcow2) => Some(LockMode::Read),
     }
 }
 

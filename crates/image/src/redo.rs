@@ -7,11 +7,10 @@
 
 use std::fs::File;
 use std::io;
-use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use qtk_block::{Access, BlockRead, BlockWrite, ExtentKind, RawFile};
+use qtk_block::{Access, BlockRead, BlockWrite, Extent, ExtentKind, RawFile};
 use qtk_qcow2::{Backing, CreateOptions, Layer};
 use sha2::{Digest, Sha256};
 use zerocopy::big_endian::U64;
@@ -128,7 +127,8 @@ impl RedoLog {
         let mut end = begin;
         let mut all = Sha256::new();
         let write_error = || Error::io(&self.target.log_path, "write to it");
-        for range in replaced(&layer) {
+        for extent in replaced(&layer) {
+            let range = extent.map_err(Error::io(&self.target.log_path, "read it"))?.range;
             let mut old = vec![0; in_memory(range.end - range.start)];
             self.target.read_image(&mut old, range.start)?;
             let digests: Vec<u8> = old.chunks(SECTOR_LEN).flat_map(digest).collect();
@@ -161,19 +161,22 @@ impl Drop for RedoLog {
     }
 }
 
-/// The parts of the disk that a log replaces, in steps that fit in memory.
-fn replaced(layer: &Layer) -> impl Iterator<Item = Range<u64>> {
+/// The parts of the disk that a log replaces, in steps that fit in memory, and whether each holds data or zeroes.
+fn replaced(layer: &Layer) -> impl Iterator<Item = io::Result<Extent>> {
     let mut at = 0;
     std::iter::from_fn(move || {
         while at < layer.size() {
-            let end = layer.size().min(at + STEP);
-            let Ok(extent) = layer.extent(at..end) else {
-                // Reading the range will say what is wrong.
-                return Some(std::mem::replace(&mut at, end)..end);
-            };
-            let range = std::mem::replace(&mut at, extent.range.end)..extent.range.end;
-            if extent.kind != ExtentKind::Unallocated {
-                return Some(range);
+            match layer.extent(at..layer.size().min(at + STEP)) {
+                Ok(extent) => {
+                    at = extent.range.end;
+                    if extent.kind != ExtentKind::Unallocated {
+                        return Some(Ok(extent));
+                    }
+                }
+                Err(error) => {
+                    at = layer.size();
+                    return Some(Err(error));
+                }
             }
         }
         None
@@ -212,9 +215,9 @@ impl Target {
     /// Copies what the log holds into the image. Can be done again after it was cut short.
     fn apply(&self, layer: &Layer) -> Result<(), Error> {
         let mut new = Vec::new();
-        for range in replaced(layer) {
-            let extent = layer.extent(range.clone()).map_err(Error::io(&self.log_path, "read it"))?;
-            let write = if extent.kind == ExtentKind::Zero {
+        for extent in replaced(layer) {
+            let Extent { range, kind } = extent.map_err(Error::io(&self.log_path, "read it"))?;
+            let write = if kind == ExtentKind::Zero {
                 self.image.zero(range)
             } else {
                 new.resize(in_memory(range.end - range.start), 0);
@@ -289,7 +292,8 @@ impl Log {
             return Err(foreign(target.image.size().min(self.footer.image_size.get())));
         }
         let mut digests_at = self.footer.digests_offset.get();
-        for range in replaced(&self.layer) {
+        for extent in replaced(&self.layer) {
+            let range = extent.map_err(log_error())?.range;
             let len = in_memory(range.end - range.start);
             let (mut current, mut new) = (vec![0; len], vec![0; len]);
             let mut digests = vec![0; len / SECTOR_LEN * size_of::<SectorDigest>()];

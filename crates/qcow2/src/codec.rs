@@ -36,11 +36,11 @@ pub enum CodecError {
 
 /// The levels that a codec has, and the one used where none is asked for.
 ///
-/// Deflate levels are libdeflate's. Its level 1 gives the size of QEMU's level 6 at a fifth of the work.
+/// Deflate levels are libdeflate's; the default writes less than QEMU's encoder for a third of its work.
 #[must_use]
 pub fn levels(kind: CompressionType) -> (RangeInclusive<i32>, i32) {
     match kind {
-        CompressionType::Zlib => (1..=12, 2),
+        CompressionType::Zlib => (1..=12, 4),
         CompressionType::Zstd => (1..=22, 3),
     }
 }

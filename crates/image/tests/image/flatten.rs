@@ -189,6 +189,15 @@ fn a_damaged_cluster_ends_it_and_leaves_no_output() {
 }
 
 #[test]
+fn an_image_that_is_open_for_writing_can_be_flattened() {
+    let folder = chain("raw", "cluster_size=64k", "cluster_size=64k");
+    for name in ["top.qcow2", "base.raw"] {
+        let image = Image::open(folder.file(name), &OpenOptions::writable()).unwrap();
+        flatten(&image, &folder.file("out"), &options("plain"), &NoProgress).unwrap();
+    }
+}
+
+#[test]
 fn targets_and_options_that_do_not_go_together_are_refused() {
     let folder = chain("raw", "cluster_size=64k", "cluster_size=64k");
     let image = Image::open(folder.file("top.qcow2"), &OpenOptions::default()).unwrap();
