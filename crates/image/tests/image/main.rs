@@ -7,3 +7,4 @@ mod flatten;
 mod full_disk;
 mod locks;
 mod open;
+mod random_chains;
