@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Place, Result};
 use crate::inode::{FLAG_ENCRYPT, FLAG_EXTENTS, FLAG_INLINE_DATA, Inode, MAP_LEN};
 use crate::map::{Segment, Target};
 use crate::metadata::FileType;
@@ -49,7 +49,7 @@ impl Ext4 {
         refuse_encrypted(&inode)?;
         let size = inode.size();
         if size >= self.geometry().block_size.into() {
-            return Err(Error::corrupt(crate::Place::Inode(ino), "a symbolic link is longer than a block"));
+            return Err(Error::corrupt(Place::Inode(ino), "a symbolic link is longer than a block"));
         }
         let mut target = vec![0; usize::try_from(size).unwrap_or(0)];
         if self.is_fast_symlink(&inode) {
@@ -77,6 +77,9 @@ impl Ext4 {
             _ => return Err(Error::NotAFile(ino)),
         }
         refuse_encrypted(&inode)?;
+        if self.geometry().blocks_for(inode.size()) > extent::END {
+            return Err(Error::corrupt(Place::Inode(ino), "the size is larger than any file's"));
+        }
         Ok(inode)
     }
 
