@@ -87,55 +87,64 @@ pub(crate) trait L2Tables {
 pub(crate) fn find(tables: &impl L2Tables, range: Range<u64>) -> Result<Mapping, Error> {
     let header = tables.header();
     let bits = header.cluster_bits;
-    let size = header.size;
-    if range.is_empty() || range.end > size {
+    if range.is_empty() || range.end > header.size {
         let image = tables.file().name.to_string();
-        return Err(Error::OutOfRange { image, start: range.start, end: range.end, size });
+        return Err(Error::OutOfRange { image, start: range.start, end: range.end, size: header.size });
     }
-    let host_end = tables.host_end();
     let first = range.start >> bits.bits();
-    let end = bits.clusters_for(range.end);
-    let mut run: Option<MappingKind> = None;
-    let mut next = first;
-    while next < end {
-        let l1_index = next / bits.l2_entries();
-        let table_end = end.min((l1_index + 1) * bits.l2_entries());
-        let table = match tables.l2_table(l1_index) {
-            Ok(table) => table,
-            // What lies before the damage stays readable.
-            Err(_) if run.is_some() => break,
-            Err(error) => return Err(error),
-        };
-        let Some(table) = table else {
-            match run {
-                None | Some(MappingKind::Unallocated) => run = Some(MappingKind::Unallocated),
-                Some(_) => break,
-            }
-            next = table_end;
-            continue;
-        };
-        let from = in_memory(next % bits.l2_entries());
-        let entries = table.get(from..from + in_memory(table_end - next)).unwrap_or_default();
-        let whole_table = next;
-        for &entry in entries {
-            let kind = match checked(entry, GuestCluster(next), header, host_end) {
-                Ok(kind) => kind,
-                Err(what) if run.is_none() => return Err(tables.file().corrupt(what)),
-                Err(_) => break,
-            };
-            match run {
-                None => run = Some(kind),
-                Some(run) if run.continues((next - first) << bits.bits(), kind) => {}
-                Some(_) => break,
-            }
-            next += 1;
-        }
-        if next < table_end || next == whole_table {
-            break;
+    let mut run = Run { bits, first, next: first, end: bits.clusters_for(range.end), kind: None };
+    while run.next < run.end {
+        match extend(tables, &mut run) {
+            Ok(true) => {}
+            // What lies before damage stays readable.
+            Err(error) if run.kind.is_none() => return Err(error),
+            Ok(false) | Err(_) => break,
         }
     }
-    let kind = run.unwrap_or(MappingKind::Unallocated).skip(bits.offset_within(range.start));
-    Ok(Mapping { range: range.start..range.end.min(next << bits.bits()), kind })
+    let kind = run.kind.unwrap_or(MappingKind::Unallocated).skip(bits.offset_within(range.start));
+    Ok(Mapping { range: range.start..range.end.min(run.next << bits.bits()), kind })
+}
+
+/// Guest clusters `first..next`, known to be of one kind, and `end`, where the search ends.
+struct Run {
+    bits: ClusterBits,
+    first: u64,
+    next: u64,
+    end: u64,
+    kind: Option<MappingKind>,
+}
+
+impl Run {
+    /// Takes in the clusters up to `next` if they continue the run.
+    fn take(&mut self, kind: MappingKind, next: u64) -> bool {
+        let bytes = (self.next - self.first) << self.bits.bits();
+        let continues = self.kind.is_none_or(|so_far| so_far.continues(bytes, kind));
+        if continues {
+            self.kind.get_or_insert(kind);
+            self.next = next;
+        }
+        continues
+    }
+}
+
+/// Extends a run to the end of the L2 table that maps its next cluster; false if the run ends before.
+fn extend(tables: &impl L2Tables, run: &mut Run) -> Result<bool, Error> {
+    let per_table = run.bits.l2_entries();
+    let l1_index = run.next / per_table;
+    let end = run.end.min((l1_index + 1) * per_table);
+    let Some(table) = tables.l2_table(l1_index)? else {
+        return Ok(run.take(MappingKind::Unallocated, end));
+    };
+    let host_end = tables.host_end();
+    let entries = table.iter().skip(in_memory(run.next % per_table)).take(in_memory(end - run.next));
+    for &entry in entries {
+        let kind = checked(entry, GuestCluster(run.next), tables.header(), host_end)
+            .map_err(|what| tables.file().corrupt(what))?;
+        if !run.take(kind, run.next + 1) {
+            return Ok(false);
+        }
+    }
+    Ok(run.next == end)
 }
 
 /// What an entry says, after a check that it points into the file.

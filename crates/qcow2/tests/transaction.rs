@@ -174,7 +174,7 @@ proptest! {
         let folder = tempfile::tempdir().unwrap();
         let size = usize::try_from(size_of(bits)).unwrap();
         mixed_disk(&folder.path().join("source.raw"), size, 5000);
-        let backing = backed.then(|| mixed_disk(&folder.path().join("base.raw"), size / 2 & !511, 3000));
+        let backing = backed.then(|| mixed_disk(&folder.path().join("base.raw"), (size / 2) & !511, 3000));
         let with_backing = if backed { "-B base.raw -F raw " } else { "" };
         let options = format!("cluster_size={},{variant}", 1 << bits);
         qemu_img(folder.path(), &format!("convert -c -f raw -O qcow2 -o {options} {with_backing}source.raw image.qcow2"));

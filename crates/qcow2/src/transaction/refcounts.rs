@@ -42,28 +42,42 @@ struct Committed {
 #[derive(Debug)]
 struct Block {
     counts: Vec<u8>,
-    /// A bit for each cluster that is in use as committed or now.
-    busy: Vec<u64>,
+    /// Clusters that are in use as committed or now.
+    busy: BitSet,
+    /// Clusters that the transaction took.
+    ours: BitSet,
     changed: bool,
 }
 
-impl Block {
-    /// The first free cluster from `from` on, by its index in the block.
-    fn first_free(&self, from: u64) -> Option<u64> {
-        let (first, bit) = (in_memory(from / 64), from % 64);
-        let ignored = (1_u64 << bit) - 1;
-        let words = self.busy.get(first..)?;
-        words.iter().zip((from / 64)..).enumerate().find_map(|(i, (&word, index))| {
-            let word = if i == 0 { word | ignored } else { word };
-            (word != u64::MAX).then(|| index * 64 + u64::from(word.trailing_ones()))
-        })
+/// A bit for each cluster that a block counts.
+#[derive(Debug)]
+struct BitSet(Vec<u64>);
+
+impl BitSet {
+    fn new(len: u64) -> Self {
+        Self(vec![0; in_memory(len.div_ceil(64))])
     }
 
-    fn set_busy(&mut self, index: u64, busy: bool) {
-        if let Some(word) = self.busy.get_mut(in_memory(index / 64)) {
+    fn set(&mut self, index: u64, value: bool) {
+        if let Some(word) = self.0.get_mut(in_memory(index / 64)) {
             let bit = 1 << (index % 64);
-            *word = if busy { *word | bit } else { *word & !bit };
+            *word = if value { *word | bit } else { *word & !bit };
         }
+    }
+
+    fn contains(&self, index: u64) -> bool {
+        self.0.get(in_memory(index / 64)).is_some_and(|word| word >> (index % 64) & 1 == 1)
+    }
+
+    /// The first index from `from` on that is not in the set.
+    fn first_missing(&self, from: u64) -> Option<u64> {
+        let mut words = self.0.iter().zip(0..).skip(in_memory(from / 64));
+        let (&first, index) = words.next()?;
+        let first = first | ((1 << (from % 64)) - 1);
+        std::iter::once((first, index))
+            .chain(words.map(|(&word, index)| (word, index)))
+            .find(|(word, _)| *word != u64::MAX)
+            .map(|(word, index): (u64, u64)| index * 64 + u64::from(word.trailing_ones()))
     }
 }
 
@@ -93,10 +107,11 @@ impl Committed {
             }
             _ => vec![0; self.bits.buffer_len()],
         };
-        let mut block = Block { counts, busy: vec![0; in_memory(per_block.div_ceil(64))], changed: false };
+        let (busy, ours) = (BitSet::new(per_block), BitSet::new(per_block));
+        let mut block = Block { counts, busy, ours, changed: false };
         for cluster in 0..per_block {
             if self.width.get(&block.counts, cluster) != 0 {
-                block.set_busy(cluster, true);
+                block.busy.set(cluster, true);
             }
         }
         let first = index * per_block;
@@ -142,7 +157,7 @@ impl Refcounts {
         let mut from = from;
         loop {
             let (block, index) = self.block_of(HostCluster(from))?;
-            if let Some(free) = block.first_free(index).filter(|&free| free < per_block) {
+            if let Some(free) = block.busy.first_missing(index).filter(|&free| free < per_block) {
                 return Ok(from - index + free);
             }
             from = from - index + per_block;
@@ -164,7 +179,8 @@ impl Refcounts {
         for cluster in clusters.clone() {
             let (block, index) = self.block_of(HostCluster(cluster))?;
             width.set(&mut block.counts, index, 1);
-            block.set_busy(index, true);
+            block.busy.set(index, true);
+            block.ours.set(index, true);
             block.changed = true;
         }
         match self.taken.last_mut() {
@@ -206,7 +222,8 @@ impl Refcounts {
         for cluster in clusters {
             let (block, index) = self.block_of(HostCluster(cluster))?;
             width.set(&mut block.counts, index, 0);
-            block.set_busy(index, false);
+            block.busy.set(index, false);
+            block.ours.set(index, false);
         }
         Ok(())
     }
@@ -224,7 +241,9 @@ impl Refcounts {
     pub(super) fn drop_metadata(&mut self, cluster: HostCluster, place: Place) -> Result<(), Error> {
         let width = self.committed.width;
         let (block, index) = self.block_of(cluster)?;
-        let Some(left) = width.get(&block.counts, index).checked_sub(1) else {
+        // An entry that uses a cluster with refcount zero may even mean one that is ours by now.
+        let uses = if block.ours.contains(index) { 0 } else { width.get(&block.counts, index) };
+        let Some(left) = uses.checked_sub(1) else {
             return Err(self.committed.too_low(cluster, place));
         };
         width.set(&mut block.counts, index, left);
