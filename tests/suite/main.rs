@@ -1,5 +1,7 @@
 //! Whole commands on real images, judged by the tools that own the formats.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 mod bad_input;
 mod crash;
 mod documentation;

@@ -1,0 +1,27 @@
+use std::process::ExitCode;
+
+use clap::Args;
+use qtk_disk::GuestPath;
+
+use super::arguments::guest_path;
+use super::guest::GuestArguments;
+
+/// Print files of the guest
+#[derive(Args, Debug)]
+pub(crate) struct Cat {
+    #[command(flatten)]
+    guest: GuestArguments,
+
+    /// Files in the guest
+    #[arg(required = true, value_parser = guest_path())]
+    path: Vec<GuestPath>,
+}
+
+impl Cat {
+    pub(crate) fn run(&self) -> anyhow::Result<ExitCode> {
+        let tree = self.guest.read()?;
+        let mut out = std::io::stdout().lock();
+        self.guest.name_errors(|| self.path.iter().try_for_each(|path| Ok(qtk_guest::cat(&tree, path, &mut out)?)))?;
+        Ok(ExitCode::SUCCESS)
+    }
+}

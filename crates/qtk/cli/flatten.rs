@@ -1,0 +1,89 @@
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, ValueEnum};
+use qtk_block::BlockRead;
+use qtk_image::{FlattenOptions, flatten};
+use qtk_qcow2::CompressionType;
+use serde_json::json;
+
+use super::arguments::{FormatName, ImageArguments};
+use super::{guest, size, text};
+use crate::progress::Bar;
+
+/// Merge an image and everything it lies on into one file that stands alone
+#[derive(Args, Debug)]
+pub(crate) struct Flatten {
+    #[command(flatten)]
+    image: ImageArguments,
+
+    /// The new image; it appears when it is complete
+    #[arg(short, long, value_name = "OUT")]
+    output: PathBuf,
+
+    /// Compress with this codec; not compressed where not given
+    #[arg(short, long = "compress", value_name = "CODEC")]
+    codec: Option<Codec>,
+
+    /// Level of the codec: zlib 1 to 12, zstd -7 to 22
+    #[arg(long, allow_negative_numbers = true)]
+    level: Option<i32>,
+
+    /// Format of the new image
+    #[arg(long, value_enum, default_value_t = FormatName::Qcow2)]
+    format: FormatName,
+
+    /// Cluster size of the new image; 64K where not given
+    #[arg(long, value_name = "SIZE", value_parser = size::parse)]
+    cluster_size: Option<u64>,
+
+    /// Compress anew what could be copied as it is
+    #[arg(long)]
+    recompress: bool,
+
+    /// Threads that read and compress; one per processor where not given. The result is the same on any number
+    #[arg(long, value_name = "N")]
+    threads: Option<NonZeroUsize>,
+
+    /// Print what was done as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Codec {
+    Zlib,
+    Zstd,
+}
+
+impl Flatten {
+    pub(crate) fn run(&self) -> anyhow::Result<ExitCode> {
+        let image = guest::open(&self.image.image, &self.image.access.for_reading())?;
+        let options = FlattenOptions {
+            format: self.format.into(),
+            compression: self.codec.map(|codec| match codec {
+                Codec::Zlib => CompressionType::Zlib,
+                Codec::Zstd => CompressionType::Zstd,
+            }),
+            level: self.level,
+            cluster_size: self.cluster_size,
+            recompress: self.recompress,
+            threads: self.threads.map(NonZeroUsize::get),
+        };
+        let bar = Bar::new(image.size(), "flattening");
+        let report = flatten(&image, &self.output, &options, &bar)?;
+        drop(bar);
+        if self.json {
+            text::print_json(&json!({
+                "filename": self.output,
+                "virtual-size": report.disk_size,
+                "file-size": report.file_size,
+                "compressed-clusters": report.compressed,
+                "copied-clusters": report.copied,
+                "plain-bytes": report.plain_bytes,
+            }))?;
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}

@@ -1,0 +1,88 @@
+//! One module a verb: its arguments, and what it does with them.
+
+mod arguments;
+mod cat;
+mod check;
+mod chmod;
+mod chown;
+mod compare;
+mod create;
+mod demo;
+mod entry;
+mod extract;
+mod flatten;
+mod guest;
+mod info;
+mod inject;
+mod ln;
+mod ls;
+mod map;
+mod mkdir;
+mod mv;
+mod rm;
+mod size;
+mod stat;
+mod text;
+mod write;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// VM disk images: look inside, edit, flatten, compress. Without root, a hypervisor or a kernel module.
+#[derive(Debug, Parser)]
+#[command(name = "qtk", version, arg_required_else_help = true, max_term_width = 100)]
+#[command(after_help = "Exit codes: 0 done, 1 failed (compare: images differ), 2 wrong usage, 3 corruption found.\n\
+    Every verb that prints facts takes --json. Every edit is a transaction: it happens whole, or the image stays as it was.")]
+pub(crate) struct Arguments {
+    #[command(subcommand)]
+    pub(crate) command: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Verb {
+    Create(create::Create),
+    Flatten(flatten::Flatten),
+    Info(info::Info),
+    Check(check::Check),
+    Map(map::Map),
+    Compare(compare::Compare),
+    Inject(inject::Inject),
+    Extract(extract::Extract),
+    Ls(ls::Ls),
+    Cat(cat::Cat),
+    Stat(stat::Stat),
+    Write(write::Write),
+    Mkdir(mkdir::Mkdir),
+    Mv(mv::Mv),
+    Ln(ln::Ln),
+    Rm(rm::Rm),
+    Chmod(chmod::Chmod),
+    Chown(chown::Chown),
+    Demo(demo::Demo),
+}
+
+/// Does what the command line asked for.
+pub(crate) fn run(verb: &Verb) -> anyhow::Result<ExitCode> {
+    match verb {
+        Verb::Create(verb) => verb.run(),
+        Verb::Flatten(verb) => verb.run(),
+        Verb::Info(verb) => verb.run(),
+        Verb::Check(verb) => verb.run(),
+        Verb::Map(verb) => verb.run(),
+        Verb::Compare(verb) => verb.run(),
+        Verb::Inject(verb) => verb.run(),
+        Verb::Extract(verb) => verb.run(),
+        Verb::Ls(verb) => verb.run(),
+        Verb::Cat(verb) => verb.run(),
+        Verb::Stat(verb) => verb.run(),
+        Verb::Write(verb) => verb.run(),
+        Verb::Mkdir(verb) => verb.run(),
+        Verb::Mv(verb) => verb.run(),
+        Verb::Ln(verb) => verb.run(),
+        Verb::Rm(verb) => verb.run(),
+        Verb::Chmod(verb) => verb.run(),
+        Verb::Chown(verb) => verb.run(),
+        Verb::Demo(verb) => verb.run(),
+    }
+}
