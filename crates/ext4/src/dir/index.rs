@@ -1,5 +1,7 @@
 //! A block of a directory's hash tree (kernel documentation, "Hash Tree Directories").
 
+use std::ops::Range;
+
 use zerocopy::little_endian::U32;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -44,6 +46,7 @@ const SLOT: usize = size_of::<Slot>();
 
 /// Behind the last possible slot: four reserved bytes and the checksum.
 const TAIL: usize = 8;
+const CHECKSUM_LEN: usize = 4;
 
 /// The bits of a slot that number a block; the others are reserved.
 const BLOCK_MASK: u32 = 0x0fff_ffff;
@@ -118,7 +121,7 @@ impl Node {
             return Err("the limit or the count of an index block is wrong");
         }
         match seed {
-            Some(seed) if node.bytes.get(node.tail()..) != Some(&node.tail_bytes(seed)) => {
+            Some(seed) if node.bytes.get(node.checksum_place()) != Some(&node.checksum(seed)) => {
                 Err("the checksum of an index block is wrong")
             }
             _ => Ok(node),
@@ -205,23 +208,23 @@ impl Node {
         let head = [word(self.limit), word(self.count)].concat();
         self.bytes[self.start..self.start + head.len()].copy_from_slice(&head);
         if let Some(seed) = seed {
-            let (at, tail) = (self.tail(), self.tail_bytes(seed));
-            self.bytes[at..].copy_from_slice(&tail);
+            let (place, checksum) = (self.checksum_place(), self.checksum(seed));
+            self.bytes[place].copy_from_slice(&checksum);
         }
         self.bytes
     }
 
-    fn tail(&self) -> usize {
-        self.bytes.len() - TAIL
+    /// Where the checksum lies.
+    fn checksum_place(&self) -> Range<usize> {
+        self.bytes.len() - CHECKSUM_LEN..self.bytes.len()
     }
 
-    /// The checksum covers the slots in use, and the tail with zeroes for the checksum.
-    fn tail_bytes(&self, seed: Seed) -> [u8; TAIL] {
+    /// Covers the slots in use, and the tail with zeroes for the checksum. The kernel leaves anything in the reserved bytes.
+    fn checksum(&self, seed: Seed) -> [u8; CHECKSUM_LEN] {
+        let end = self.bytes.len();
         let used = self.bytes.get(..self.start + self.count * SLOT).unwrap_or_default();
-        let checksum = seed.with(used).with(&[0; TAIL]).value();
-        let mut tail = [0; TAIL];
-        tail[4..].copy_from_slice(&checksum.to_le_bytes());
-        tail
+        let reserved = self.bytes.get(end - TAIL..end - CHECKSUM_LEN).unwrap_or_default();
+        seed.with(used).with(reserved).with(&[0; CHECKSUM_LEN]).value().to_le_bytes()
     }
 }
 
