@@ -7,7 +7,7 @@ PATH=$PATH:/usr/sbin:/sbin
 oracles=(
     qemu-img:qemu-utils qemu-io:qemu-utils qemu-system-x86_64:qemu-system-x86
     mke2fs:e2fsprogs e2fsck:e2fsprogs debugfs:e2fsprogs
-    sgdisk:gdisk mkfs.vfat:dosfstools fsck.vfat:dosfstools mcopy:mtools
+    sgdisk:gdisk sfdisk:fdisk mkfs.vfat:dosfstools fsck.vfat:dosfstools mcopy:mtools
     mmdebstrap:mmdebstrap systemctl:systemd setcap:libcap2-bin setfacl:acl
     python3:python3 flock:util-linux cc:gcc
 )

@@ -14,22 +14,18 @@ pub(crate) const BUFFER: usize = 1 << 20;
 pub(crate) fn copy_tree(tree: &mut Tree, source: Found, parent: Node, name: &[u8]) -> Result<()> {
     let mut copied = BTreeMap::new();
     let mut parents = vec![parent];
-    let mut name = name.to_vec();
     let mut walk = Walk::new(source, "copy");
     while let Some(step) = walk.next(tree)? {
         let into = *parents.last().unwrap_or(&parent);
+        let is_top = parents.len() == 1;
         match step {
             Step::File(found) => {
-                if parents.len() > 1 {
-                    name.clone_from(&found.name);
-                }
-                copy_file(tree, &found, into, &name, &mut copied)?;
+                let name = if is_top { name } else { &found.name };
+                copy_file(tree, &found, into, name, &mut copied)?;
             }
             Step::Enter(found) => {
-                if parents.len() > 1 {
-                    name.clone_from(&found.name);
-                }
-                parents.push(copy_node(tree, &found, into, &name, NodeKind::Directory)?);
+                let name = if is_top { name } else { &found.name };
+                parents.push(copy_node(tree, &found, into, name, NodeKind::Directory)?);
             }
             Step::Leave(found) => {
                 if let Some(copy) = parents.pop() {

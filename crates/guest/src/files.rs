@@ -63,32 +63,32 @@ const NEW_DIRECTORY: u16 = 0o755;
 
 /// Makes a directory, with its missing parents if asked, and returns it.
 pub fn make_directories(tree: &mut Tree, path: &GuestPath, options: &MkdirOptions) -> Result<Node> {
-    const ACTION: &str = "make the directory";
     let end = path.as_bytes().iter().rposition(|&byte| byte != b'/').map_or(0, |last| last + 1);
     let path = &GuestPath::from(&path.as_bytes()[..end]);
     if options.parents {
         for (at, _) in path.as_bytes().iter().enumerate().filter(|&(at, &byte)| byte == b'/' && at > 0) {
             let parent = GuestPath::from(&path.as_bytes()[..at]);
-            make_one(tree, &parent, &MkdirOptions { mode: None, ..options.clone() })?;
+            make_directory(tree, &parent, &MkdirOptions { mode: None, ..options.clone() })?;
         }
     }
-    return make_one(tree, path, options);
+    make_directory(tree, path, options)
+}
 
-    fn make_one(tree: &mut Tree, path: &GuestPath, options: &MkdirOptions) -> Result<Node> {
-        let location = tree.locate(path.as_bytes(), Follow::All).in_guest(ACTION, path)?;
-        if let Some(node) = location.node {
-            let is_dir = tree.metadata(node).in_guest(ACTION, path)?.is_dir();
-            return match (is_dir, options.parents) {
-                (true, true) => Ok(node),
-                (false, true) => Err(Error::refused(ACTION, path, PathProblem::NotADirectory)),
-                (_, false) => Err(Error::refused(ACTION, path, PathProblem::Exists)),
-            };
-        }
-        let permissions = options.mode.as_ref().map_or(NEW_DIRECTORY, |mode| mode.apply(NEW_DIRECTORY, true));
-        let (uid, gid) = (options.owner.uid.unwrap_or(0), options.owner.gid.unwrap_or(0));
-        let new = NewNode { kind: NodeKind::Directory, permissions, uid, gid, mtime: None };
-        tree.create(location.parent, &location.name, &new).in_guest(ACTION, path)
+fn make_directory(tree: &mut Tree, path: &GuestPath, options: &MkdirOptions) -> Result<Node> {
+    const ACTION: &str = "make the directory";
+    let location = tree.locate(path.as_bytes(), Follow::All).in_guest(ACTION, path)?;
+    if let Some(node) = location.node {
+        let is_dir = tree.metadata(node).in_guest(ACTION, path)?.is_dir();
+        return match (is_dir, options.parents) {
+            (true, true) => Ok(node),
+            (false, true) => Err(Error::refused(ACTION, path, PathProblem::NotADirectory)),
+            (_, false) => Err(Error::refused(ACTION, path, PathProblem::Exists)),
+        };
     }
+    let permissions = options.mode.as_ref().map_or(NEW_DIRECTORY, |mode| mode.apply(NEW_DIRECTORY, true));
+    let (uid, gid) = (options.owner.uid.unwrap_or(0), options.owner.gid.unwrap_or(0));
+    let new = NewNode { kind: NodeKind::Directory, permissions, uid, gid, mtime: None };
+    tree.create(location.parent, &location.name, &new).in_guest(ACTION, path)
 }
 
 /// Moves files: to a new name, or into a directory. Between file systems everything is copied and then removed.

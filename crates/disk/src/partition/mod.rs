@@ -63,7 +63,7 @@ pub struct PartitionTable {
     pub sector_size: u64,
     /// Whether the GPT's primary copy was unusable, so that this is the backup at the disk's end.
     pub from_backup: bool,
-    /// The partitions in use, by number.
+    /// The partitions in use, by number. An extended partition is not one of them, only those in it.
     pub partitions: Vec<Partition>,
 }
 
