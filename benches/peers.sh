@@ -96,6 +96,7 @@ cat <<END
 $(nproc) cores, $(sed -n 's/^model name.*: //p' /proc/cpuinfo | head -n 1), $(uname -sr), load $(cut -d' ' -f1 /proc/loadavg) at the end.
 $(qtk --version) ($commit); $(qemu-img --version | head -n 1); $(debugfs -V 2>&1 | head -n 1).
 Medians of $rounds interleaved rounds, warm page cache. Time is that of the whole process; "ratio" is qtk's wall time to the peer's.
+qtk's times include the fsync of what it wrote; qemu-img does none.
 
 END
 python3 - "$results" "$guest" <<'END'
