@@ -1,3 +1,5 @@
+use std::collections::BTreeMap;
+
 use crate::error::Place;
 use crate::file::ImageFile;
 use crate::header::Header;
@@ -7,13 +9,11 @@ use crate::types::{ClusterBits, HostCluster, HostOffset, in_memory};
 /// Mask of the reserved bits of a refcount table entry.
 const RESERVED: u64 = 0x1ff;
 
-type Page = Option<Box<[u8]>>;
-
 /// References counted so far, in pages that are laid out as refcount blocks and exist where something was counted.
 pub(super) struct Counts {
     bits: ClusterBits,
     width: RefcountWidth,
-    pages: Vec<Page>,
+    pages: BTreeMap<u64, Box<[u8]>>,
     /// Clusters of the file, and perhaps one more that reaches past its end.
     pub(super) clusters: u64,
 }
@@ -21,22 +21,15 @@ pub(super) struct Counts {
 impl Counts {
     pub(super) fn new(header: &Header, file_size: u64) -> Self {
         let (bits, width) = (header.cluster_bits, RefcountWidth::new(header.refcount_order));
-        let clusters = bits.clusters_for(file_size);
-        Self { bits, width, pages: vec![None; in_memory(clusters.div_ceil(width.per_block(bits)))], clusters }
+        Self { bits, width, pages: BTreeMap::new(), clusters: bits.clusters_for(file_size) }
     }
 
     /// Counts one reference more; false if the count is at its limit.
     pub(super) fn add(&mut self, cluster: HostCluster) -> bool {
         let per_block = self.width.per_block(self.bits);
-        let (index, within) = (in_memory(cluster.0 / per_block), cluster.0 % per_block);
+        let within = cluster.0 % per_block;
         self.clusters = self.clusters.max(cluster.0 + 1);
-        if index >= self.pages.len() {
-            self.pages.resize(index + 1, None);
-        }
-        let Some(page) = self.pages.get_mut(index) else {
-            return false;
-        };
-        let page = page.get_or_insert_with(|| vec![0; self.bits.buffer_len()].into());
+        let page = self.pages.entry(cluster.0 / per_block).or_insert_with(|| vec![0; self.bits.buffer_len()].into());
         let count = self.width.get(page, within);
         if count == self.width.max() {
             return false;
@@ -51,7 +44,7 @@ impl Counts {
     }
 
     pub(super) fn page(&self, index: u64) -> Option<&[u8]> {
-        self.pages.get(in_memory(index))?.as_deref()
+        self.pages.get(&index).map(|page| &**page)
     }
 }
 
