@@ -60,6 +60,13 @@ impl Ext4 {
             .map_err(|damage| Error::corrupt(Place::Block(place), damage))
     }
 
+    /// What does not fit in place of the block map, of content kept within its inode.
+    pub(crate) fn inline_tail(&self, inode: &Inode) -> Result<Vec<u8>> {
+        let attributes = self.attributes(inode)?;
+        let tail = attributes.in_inode.iter().find(|attribute| attribute.name.full() == b"system.data");
+        tail.map_or(Ok(Vec::new()), |tail| self.attribute_value(inode, tail))
+    }
+
     /// The value of one attribute, as it is on disk.
     pub(crate) fn attribute(&self, inode: &Inode, name: &Name) -> Result<Option<Vec<u8>>> {
         let attributes = self.attributes(inode)?;

@@ -247,9 +247,4 @@ impl Ext4 {
         }
         Ok(inode)
     }
-
-    /// What does not fit in the inode's block map of a file kept within its inode.
-    pub(crate) fn inline_tail(&self, inode: &Inode) -> Result<Vec<u8>> {
-        Err(Error::unsupported(format!("the inline data of inode {}", inode.ino())))
-    }
 }

@@ -1,6 +1,6 @@
 //! Directories of the file system: their blocks, their entries, names looked up.
 
-use crate::dir::{DirBlocks, DirFormat, Directory};
+use crate::dir::{DirBlocks, DirFormat, Directory, Entry};
 use crate::error::{Error, Place, Result};
 use crate::features::{compat, incompat};
 use crate::inode::{FLAG_CASEFOLD, FLAG_ENCRYPT, FLAG_INDEX, FLAG_INLINE_DATA, Inode};
@@ -27,6 +27,20 @@ pub(crate) struct InodeBlocks<'a> {
     inode: &'a Inode,
 }
 
+/// The entries of a directory kept within its inode: two areas, each filled by its records as a block is.
+#[derive(Debug)]
+struct InlineAreas([Vec<u8>; 2]);
+
+impl DirBlocks for InlineAreas {
+    fn count(&self) -> u32 {
+        if self.0[1].is_empty() { 1 } else { 2 }
+    }
+
+    fn read(&self, block: u32) -> Result<Vec<u8>> {
+        Ok(self.0[usize::from(block != 0)].clone())
+    }
+}
+
 impl DirBlocks for InodeBlocks<'_> {
     fn count(&self) -> u32 {
         self.fs.dir_block_count(self.inode)
@@ -42,7 +56,11 @@ impl Ext4 {
     /// The inode that a name in a directory stands for, if there is such an entry.
     pub fn lookup(&self, dir: Ino, name: &[u8]) -> Result<Option<Ino>> {
         let inode = self.directory_inode(dir)?;
-        let Some(found) = self.directory(&inode).lookup(name)? else { return Ok(None) };
+        let found = match self.inline_directory(&inode)? {
+            Some(directory) => directory.lookup(name)?,
+            None => self.directory(&inode).lookup(name)?,
+        };
+        let Some(found) = found else { return Ok(None) };
         self.entry_ino(dir, found.ino).map(Some)
     }
 
@@ -51,14 +69,18 @@ impl Ext4 {
         let inode = self.directory_inode(dir)?;
         let mut entries = Vec::new();
         let mut damaged = Ok(());
-        self.directory(&inode).for_each(|entry| match self.entry_ino(dir, entry.ino) {
+        let visit = |entry: &Entry<'_>| match self.entry_ino(dir, entry.ino) {
             Ok(ino) => entries.push(DirEntry {
                 name: entry.name.to_vec(),
                 ino,
                 file_type: FileType::of_entry_code(entry.file_type),
             }),
             Err(error) => damaged = Err(error),
-        })?;
+        };
+        match self.inline_directory(&inode)? {
+            Some(directory) => directory.for_each(visit)?,
+            None => self.directory(&inode).for_each(visit)?,
+        }
         damaged.map(|()| entries)
     }
 
@@ -73,10 +95,18 @@ impl Ext4 {
         if !inode.is(FileType::Directory) {
             return Err(Error::NotADirectory(dir));
         }
-        if inode.has(FLAG_INLINE_DATA) {
-            return Err(Error::unsupported(format!("the inline data of directory inode {dir}")));
-        }
         Ok(inode)
+    }
+
+    /// A directory kept within its inode: the number of its parent, then entries without `.` and `..`.
+    fn inline_directory(&self, inode: &Inode) -> Result<Option<Directory<InlineAreas>>> {
+        const PARENT_LEN: usize = 4;
+        if !inode.has(FLAG_INLINE_DATA) {
+            return Ok(None);
+        }
+        let areas = InlineAreas([inode.map()[PARENT_LEN..].to_vec(), self.inline_tail(inode)?]);
+        let format = DirFormat { seed: None, ..self.dir_format(inode) };
+        Ok(Some(Directory::new(areas, format, false)))
     }
 
     pub(crate) fn directory<'a>(&'a self, inode: &'a Inode) -> Directory<InodeBlocks<'a>> {

@@ -14,6 +14,7 @@ use crate::{BlockNr, GroupNr, Ino};
 pub(crate) const SUPERBLOCK_OFFSET: u64 = 1024;
 pub(crate) const SUPERBLOCK_LEN: usize = 1024;
 const MAGIC: u16 = 0xef53;
+const STATE_CLEAN: u16 = 0x1;
 const STATE_ERRORS: u16 = 0x2;
 const CHECKSUM_TYPE_CRC32C: u8 = 1;
 const FLAG_SIGNED_HASH: u32 = 1;
@@ -326,6 +327,11 @@ impl Superblock {
 
     pub(crate) fn has_errors(&self) -> bool {
         self.raw.state.get() & STATE_ERRORS != 0
+    }
+
+    /// Whether the last mount ended properly; a file system with a journal is always marked so.
+    pub(crate) fn was_unmounted(&self) -> bool {
+        self.raw.state.get() & STATE_CLEAN != 0
     }
 
     pub(crate) fn want_extra_isize(&self) -> u16 {

@@ -3,8 +3,6 @@
 
 mod support;
 
-use std::path::Path;
-
 use qtk_ext4::{EditOptions, Editor, Error, Ino, Timestamp};
 use support::{DISTRIBUTION, Image, noise, read_all, resolve};
 
@@ -252,5 +250,8 @@ fn refuses_by_name_what_it_cannot_keep_up() {
     damaged.debugfs_write("ssv state 2\n");
     let error = Editor::open(damaged.device(), EditOptions::new(NOW)).unwrap_err();
     assert!(error.to_string().contains("e2fsck"), "{error}");
-    assert!(Path::new(damaged.path()).exists());
+    let unclean = Image::make("16M", &["-t", "ext2"], None);
+    unclean.debugfs_write("ssv state 0\n");
+    let error = Editor::open(unclean.device(), EditOptions::new(NOW)).unwrap_err();
+    assert!(error.to_string().contains("was not unmounted"), "{error}");
 }

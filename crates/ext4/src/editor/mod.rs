@@ -264,6 +264,9 @@ fn check_writable(fs: &Ext4) -> Result<()> {
     if features.has_compat(compat::HAS_JOURNAL) && fs.superblock.journal().is_none() {
         return Err(Error::unsupported_for_writing("an external journal"));
     }
+    if !features.has_compat(compat::HAS_JOURNAL) && !fs.superblock.was_unmounted() {
+        return Err(Error::corrupt(Place::Superblock, "the file system has no journal and was not unmounted"));
+    }
     if fs.superblock.has_errors() {
         return Err(Error::corrupt(Place::Superblock, "the file system is marked as damaged"));
     }
