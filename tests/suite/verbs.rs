@@ -58,7 +58,7 @@ fn the_tree_changes_as_with_coreutils() {
         "ln -s base.qcow2 b/one /var/lib/a/three",
         "mv base.qcow2 /var/lib/a/b/one /var/lib/a/b/four",
         "chmod base.qcow2 u+x,go-r /var/lib/a/two",
-        "chown -R base.qcow2 1000:1000 /var/lib/a",
+        "chown -R base.qcow2 4321:4322 /var/lib/a",
         "mkdir base.qcow2 /var/lib/gone",
         "write base.qcow2 /var/lib/gone/file --content x",
         "rm -r base.qcow2 /var/lib/gone",
@@ -70,9 +70,9 @@ fn the_tree_changes_as_with_coreutils() {
     let listing = ok(&mut workshop.qtk("ls -lR base.qcow2 /var/lib/a"));
     let columns: Vec<Vec<&str>> = listing.lines().map(|line| line.split_whitespace().collect()).collect();
     let has = |start: &[&str], end: &[&str]| columns.iter().any(|line| line.starts_with(start) && line.ends_with(end));
-    assert!(has(&["drwxr-x---", "2", "1000", "1000"], &["b"]), "{listing}");
-    assert!(has(&["-rwx------", "2", "1000", "1000", "1"], &["two"]), "{listing}");
-    assert!(has(&["lrwxrwxrwx", "1", "1000", "1000", "5"], &["three", "->", "b/one"]), "{listing}");
+    assert!(has(&["drwxr-x---", "2", "4321", "4322"], &["b"]), "{listing}");
+    assert!(has(&["-rwx------", "2", "4321", "4322", "1"], &["two"]), "{listing}");
+    assert!(has(&["lrwxrwxrwx", "1", "4321", "4322", "5"], &["three", "->", "b/one"]), "{listing}");
     assert!(has(&["-rwx------", "2"], &["four"]), "{listing}");
     fails(&mut workshop.qtk("stat base.qcow2 /var/lib/gone"), 1, &["base.qcow2", "/var/lib/gone", "no such file"]);
     fails(&mut workshop.qtk("rm base.qcow2 /var/lib/a"), 1, &["/var/lib/a", "is a directory"]);

@@ -2,7 +2,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use qtk_block::BlockRead;
-use qtk_qcow2::{CompressionType, Features, Version, features};
+use qtk_qcow2::{Bitmap, CompressionType, Features, Snapshot, Version, features};
 use serde_json::{Value, json};
 
 use crate::layer::SECTOR;
@@ -44,6 +44,10 @@ pub struct Qcow2Info {
     pub backing_path: Option<PathBuf>,
     /// Format of the backing file, as stored.
     pub backing_format: Option<String>,
+    /// Internal snapshots, in the table's order.
+    pub snapshots: Vec<Snapshot>,
+    /// Persistent dirty bitmaps.
+    pub bitmaps: Vec<Bitmap>,
 }
 
 /// Looks at the file at `path` alone. What it lies on need not exist.
@@ -60,7 +64,7 @@ fn layer_info(layer: &ChainLayer) -> Result<ImageInfo, Error> {
     let metadata = layer.file().file().metadata().map_err(Error::io(layer.path(), "look at it"))?;
     let qcow2 = layer.qcow2().map(|qcow2| {
         let header = qcow2.header();
-        Qcow2Info {
+        Ok::<_, Error>(Qcow2Info {
             cluster_size: header.cluster_bits.size(),
             version: header.version,
             compression: header.compression,
@@ -69,7 +73,9 @@ fn layer_info(layer: &ChainLayer) -> Result<ImageInfo, Error> {
             backing_name: header.backing_name.clone(),
             backing_path: header.backing_name.as_deref().and_then(|name| name::backing_path(layer.path(), name).ok()),
             backing_format: header.backing_format(),
-        }
+            snapshots: qcow2.snapshots()?,
+            bitmaps: qcow2.bitmaps()?,
+        })
     });
     Ok(ImageInfo {
         path: layer.path().to_owned(),
@@ -77,7 +83,7 @@ fn layer_info(layer: &ChainLayer) -> Result<ImageInfo, Error> {
         virtual_size: layer.size(),
         actual_size: metadata.blocks() * 512,
         file_length: layer.file().size().next_multiple_of(SECTOR),
-        qcow2,
+        qcow2: qcow2.transpose()?,
     })
 }
 
@@ -88,7 +94,7 @@ impl Qcow2Info {
 
     fn format_specific(&self) -> Value {
         let compression = self.compression.name();
-        let data = match self.version {
+        let mut data = match self.version {
             Version::V2 => json!({
                 "compat": "0.10",
                 "compression-type": compression,
@@ -103,8 +109,34 @@ impl Qcow2Info {
                 "extended-l2": self.has(features::EXTENDED_L2),
             }),
         };
+        if !self.bitmaps.is_empty() {
+            data["bitmaps"] = self.bitmaps.iter().map(bitmap_json).collect();
+        }
         json!({ "type": "qcow2", "data": data })
     }
+}
+
+fn bitmap_json(bitmap: &Bitmap) -> Value {
+    let flags = [("in-use", bitmap.in_use), ("auto", bitmap.auto)];
+    let flags: Vec<&str> = flags.iter().filter(|(_, set)| *set).map(|(name, _)| *name).collect();
+    json!({ "flags": flags, "name": bitmap.name, "granularity": bitmap.granularity })
+}
+
+fn snapshot_json(snapshot: &Snapshot) -> Value {
+    const SECOND: u64 = 1_000_000_000;
+    let mut object = json!({
+        "id": snapshot.id,
+        "name": snapshot.name,
+        "vm-state-size": snapshot.vm_state_size,
+        "date-sec": snapshot.taken.0,
+        "date-nsec": snapshot.taken.1,
+        "vm-clock-sec": snapshot.vm_clock_nsec / SECOND,
+        "vm-clock-nsec": snapshot.vm_clock_nsec % SECOND,
+    });
+    if let Some(icount) = snapshot.icount {
+        object["icount"] = icount.into();
+    }
+    object
 }
 
 impl ImageInfo {
@@ -133,6 +165,9 @@ impl ImageInfo {
         info["format"] = self.format.name().into();
         info["actual-size"] = self.actual_size.into();
         if let Some(qcow2) = qcow2 {
+            if !qcow2.snapshots.is_empty() {
+                info["snapshots"] = qcow2.snapshots.iter().map(snapshot_json).collect();
+            }
             info["format-specific"] = qcow2.format_specific();
             if let Some(name) = &qcow2.backing_name {
                 let path = qcow2.backing_path.as_ref();

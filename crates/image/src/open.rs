@@ -101,14 +101,14 @@ pub(crate) fn open_chain(path: &Path, options: &OpenOptions) -> Result<(Chain, V
         if layers.len() == MAX_LAYERS {
             return Err(Error::ChainTooLong { image: last.path().to_owned(), limit: MAX_LAYERS });
         }
-        let path = name::backing_path(last.path(), name)?;
+        let named = |source| Error::Backing { image: last.path().to_owned(), source: Box::new(source) };
+        let path = name::backing_path(last.path(), name).map_err(named)?;
         permit(last, name, &path, &options.backing)?;
         // Before it is opened, as our own lock would be in the way.
         if let Some(above) = layers.iter().find(|above| file_id(&path) == Some(above.id())) {
             return Err(Error::BackingLoop { image: last.path().to_owned(), again: above.path().to_owned() });
         }
-        let layer = open_backing(last, &path, options.share, &mut warnings)
-            .map_err(|source| Error::Backing { image: last.path().to_owned(), source: Box::new(source) })?;
+        let layer = open_backing(last, &path, options.share, &mut warnings).map_err(named)?;
         push(&mut layers, layer, &OpenOptions { access: Access::ReadOnly, ..options.clone() })?;
     }
     Ok((Chain::new(layers), warnings))

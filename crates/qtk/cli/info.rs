@@ -68,8 +68,12 @@ fn print_one(out: &mut impl Write, info: &ImageInfo) -> io::Result<()> {
         writeln!(out, "backing file: {name} (format: {format})")?;
     }
     let Value::Object(data) = info.to_json()["format-specific"]["data"].take() else { return Ok(()) };
-    data.iter().try_for_each(|(key, value)| match value {
-        Value::String(text) => writeln!(out, "{}: {text}", key.replace('-', " ")),
-        other => writeln!(out, "{}: {other}", key.replace('-', " ")),
-    })
+    for (key, value) in data.iter().filter(|(_, value)| !value.is_array()) {
+        let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+        writeln!(out, "{}: {text}", key.replace('-', " "))?;
+    }
+    for snapshot in &qcow2.snapshots {
+        writeln!(out, "snapshot: {} {}", snapshot.id, snapshot.name)?;
+    }
+    qcow2.bitmaps.iter().try_for_each(|bitmap| writeln!(out, "bitmap: {}", bitmap.name))
 }
