@@ -127,3 +127,37 @@ pub(crate) fn encode(map: &FileMap, block_len: usize, seed: Option<Seed>) -> Tre
     node(&level, ROOT_ENTRIES, depth, &mut root);
     Tree { root, blocks }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn map(runs: &[(u64, u64, bool)]) -> FileMap {
+        let mut map = FileMap::default();
+        for &(logical, len, unwritten) in runs {
+            map.push(Run { logical, len, start: BlockNr(10 * logical + 7), unwritten });
+        }
+        map
+    }
+
+    #[test]
+    fn long_runs_take_several_extents() {
+        assert_eq!(blocks_needed(&map(&[(0, 4 << 15, false)]), 4096), 0);
+        assert_eq!(blocks_needed(&map(&[(0, (4 << 15) + 1, false)]), 4096), 1);
+        assert_eq!(blocks_needed(&map(&[(0, 4 << 15, true)]), 4096), 1);
+        let extents: Vec<_> = extents(&map(&[(5, (1 << 15) + 9, false)]).runs()[0]).map(|(key, _)| key).collect();
+        assert_eq!(extents, [5, 5 + (1 << 15)]);
+    }
+
+    #[test]
+    fn trees_are_no_deeper_than_they_must_be() {
+        let scattered = |count: u64| map(&(0..count).map(|at| (2 * at, 1, false)).collect::<Vec<_>>());
+        // 84 entries fit in a block of 1 KiB.
+        for (count, blocks) in [(4, 0), (5, 1), (84, 1), (85, 2), (336, 4), (337, 6), (4 * 84 * 84, 4 * 85)] {
+            let mut map = scattered(count);
+            assert_eq!(blocks_needed(&map, 1024), blocks, "{count}");
+            map.nodes = (0..blocks as u64).map(BlockNr).collect();
+            assert_eq!(encode(&map, 1024, None).blocks.len(), blocks);
+        }
+    }
+}

@@ -27,6 +27,7 @@ pub(crate) mod ro_compat {
     pub(crate) const HUGE_FILE: u32 = 0x8;
     pub(crate) const GDT_CSUM: u32 = 0x10;
     pub(crate) const DIR_NLINK: u32 = 0x20;
+    pub(crate) const BIGALLOC: u32 = 0x200;
     pub(crate) const METADATA_CSUM: u32 = 0x400;
     pub(crate) const ORPHAN_PRESENT: u32 = 0x1_0000;
 }
@@ -95,7 +96,7 @@ const RO_COMPAT: &[Feature] = &[
     feature(0x40, "extra_isize", Support::Write),
     feature(0x80, "has_snapshot", Support::Read),
     feature(0x100, "quota", Support::Read),
-    feature(0x200, "bigalloc", Support::Read),
+    feature(ro_compat::BIGALLOC, "bigalloc", Support::Read),
     feature(ro_compat::METADATA_CSUM, "metadata_csum", Support::Write),
     feature(0x800, "replica", Support::Read),
     feature(0x1000, "read-only", Support::Read),

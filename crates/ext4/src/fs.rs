@@ -248,3 +248,13 @@ impl Ext4 {
         Ok(inode)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn readers_and_editors_cross_threads() {
+        fn check<T: Send + Sync>() {}
+        check::<super::Ext4>();
+        check::<crate::Editor>();
+    }
+}

@@ -165,7 +165,8 @@ impl Geometry {
         let blocks_per_group = raw.blocks_per_group.get();
         let inodes_per_group = raw.inodes_per_group.get();
         let bitmap_bits = block_size * 8;
-        if blocks_per_group == 0 || raw.clusters_per_group.get() > bitmap_bits && dynamic {
+        let clustered = features.has_ro_compat(ro_compat::BIGALLOC);
+        if blocks_per_group == 0 || blocks_per_group > bitmap_bits && !clustered {
             return Err(corrupt("the number of blocks per group is impossible"));
         }
         if inodes_per_group == 0 || inodes_per_group > bitmap_bits {

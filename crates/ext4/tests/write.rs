@@ -204,6 +204,39 @@ fn unwritten_extents_become_data_where_written() {
 }
 
 #[test]
+fn files_beyond_2_gib_are_marked_in_the_superblock() {
+    for shape in [DISTRIBUTION, &["-t", "ext2"], &["-t", "ext3", "-O", "^large_file"]] {
+        let image = image_with("16M", shape, &["file"]);
+        let mut editor = edit(&image);
+        let file = resolve(editor.fs(), "file");
+        editor.write_at(file, b"far away", 3 << 30).unwrap();
+        assert!(matches!(editor.write_at(file, b"x", 1 << 60), Err(Error::FileTooLarge(_))));
+        editor.commit().unwrap();
+        image.assert_clean();
+        assert!(image.debugfs("show_super_stats -h").contains("large_file"));
+        let mut end = [0; 10];
+        assert_eq!(image.open().read_at(file, &mut end, (3 << 30) - 2).unwrap(), 10);
+        assert_eq!(&end, b"\0\0far away");
+    }
+}
+
+#[test]
+fn groups_that_were_never_used_stay_so_while_others_have_space() {
+    let image = image_with("128M", &["-b", "1024"], &["file"]);
+    let unused = || image.debugfs("show_super_stats").matches("Block not init").count();
+    let before = unused();
+    let mut editor = edit(&image);
+    let file = resolve(editor.fs(), "file");
+    editor.write_at(file, &noise(3 << 20, 1), 0).unwrap();
+    editor.commit().unwrap();
+    assert_eq!(unused(), before);
+    editor.write_at(file, &noise(30 << 20, 2), 0).unwrap();
+    editor.commit().unwrap();
+    image.assert_clean();
+    assert!((1..before).contains(&unused()), "{before} before");
+}
+
+#[test]
 fn opening_and_committing_nothing_changes_nothing() {
     let image = image_with("32M", DISTRIBUTION, &["file"]);
     let before = std::fs::read(image.path()).unwrap();
