@@ -1,4 +1,5 @@
 //! Large directories and full file systems.
+#![allow(clippy::unwrap_used, reason = "a failed step fails the test")]
 
 mod support;
 

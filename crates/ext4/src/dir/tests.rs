@@ -173,7 +173,7 @@ fn moves_to_another_parent() {
 fn damage_is_an_error_with_its_place() {
     let mut dir = fill_and_thin(format(1024, false), 200, 8);
     let good = dir.blocks.blocks.clone();
-    for block in 0..good.len() {
+    for (block, bytes) in good.iter().enumerate() {
         for at in 0..64 {
             for byte in [0, 1, 0x7f, 0xff] {
                 dir.blocks.blocks[block][at] = byte;
@@ -185,7 +185,7 @@ fn damage_is_an_error_with_its_place() {
                 }
             }
         }
-        dir.blocks.blocks[block].clone_from(&good[block]);
+        dir.blocks.blocks[block].clone_from(bytes);
     }
     dir.blocks.blocks[0][36..40].fill(0xff);
     let damaged = (0..200).filter_map(|number| dir.lookup(format!("xxxxxxxx{number}").as_bytes()).err()).count();

@@ -1,5 +1,5 @@
 //! A file tree in memory: what an image must hold after the same operations.
-#![allow(dead_code, reason = "each test file uses a part of this")]
+#![allow(dead_code, clippy::unwrap_used, reason = "every test program uses its own part of this module")]
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
