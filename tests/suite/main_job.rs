@@ -186,11 +186,22 @@ fn a_journal_left_dirty_by_a_crash_is_replayed_before_the_edit() {
     payload.judge(&workshop.path("judge.raw"), "dirty.qcow2");
 }
 
-/// Lets e2fsck do to the root file system what the kernel does on mount.
+/// Lets e2fsck do to the root file system what the kernel does on mount. On a file of its own: e2fsck 1.47.0 loses an offset
+/// when it opens the device again after the replay.
 fn replay_with_e2fsck(workshop: &Workshop, image: &str) {
     let table = ok(&mut workshop.sh("sgdisk", &format!("-i 1 {image}")));
-    let sector = table.lines().find_map(|line| line.strip_prefix("First sector: ")?.split(' ').next()).unwrap();
-    let device = format!("{}?offset={}", workshop.path(image).display(), sector.parse::<u64>().unwrap() * 512);
-    let ran = run(&mut command("e2fsck", &["-fy", &device]));
+    let sector = |field: &str| {
+        let line = table.lines().find_map(|line| line.strip_prefix(field)).unwrap();
+        line.split(' ').next().unwrap().parse::<u64>().unwrap()
+    };
+    let (start, end) = (sector("First sector: ") * 512, (sector("Last sector: ") + 1) * 512);
+    let count = end - start;
+    ok(&mut workshop.sh(
+        "dd",
+        &format!("if={image} of=root.img bs=1M iflag=skip_bytes,count_bytes skip={start} count={count} conv=sparse"),
+    ));
+    ok(&mut workshop.sh("truncate", &format!("-s {count} root.img")));
+    let ran = run(&mut workshop.sh("e2fsck", "-fy root.img"));
     assert!(ran.code <= 1, "e2fsck found more than a dirty journal: {}", ran.stdout);
+    ok(&mut workshop.sh("dd", &format!("if=root.img of={image} bs=1M oflag=seek_bytes seek={start} conv=notrunc")));
 }
