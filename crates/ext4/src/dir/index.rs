@@ -181,7 +181,7 @@ impl Node {
         self.children().get(at).map(|slot| slot.hash.get())
     }
 
-    /// Adds a child before the one at `at`, which must not be the first. The node must not be full.
+    /// Adds a child at `at`, which must not be the first place. The node must not be full.
     pub(crate) fn insert(&mut self, at: usize, slot: Slot) {
         let mut slots = self.children().to_vec();
         slots.insert(at, slot);
