@@ -51,6 +51,8 @@ fn is_corruption(cause: &(dyn Error + 'static)) -> bool {
         matches!(error, qtk_qcow2::Error::Corrupt { .. })
     } else if let Some(error) = cause.downcast_ref::<qtk_image::Error>() {
         error.is_corruption()
+    } else if let Some(error) = cause.downcast_ref::<qtk_guest::Error>() {
+        error.is_corrupt()
     } else if let Some(error) = cause.downcast_ref::<qtk_disk::Error>() {
         error.is_corrupt()
     } else if let Some(error) = cause.downcast_ref::<qtk_ext4::Error>() {

@@ -73,13 +73,12 @@ fn print(report: &CheckReport, name: &str) -> io::Result<()> {
             report.corruptions, report.leaks, report.check_errors
         )?;
     }
-    let percent = |part: u64, whole: u64| if whole == 0 { 0 } else { part * 100 / whole };
+    let percent = (report.allocated_clusters * 100).checked_div(report.total_clusters).unwrap_or(0);
     writeln!(
         out,
-        "{} of {} clusters allocated ({}%), {} of them compressed, {} fragmented; the image ends at {}",
+        "{} of {} clusters allocated ({percent}%), {} of them compressed, {} fragmented; the image ends at {}",
         report.allocated_clusters,
         report.total_clusters,
-        percent(report.allocated_clusters, report.total_clusters),
         report.compressed_clusters,
         report.fragmented_clusters,
         report.image_end_offset
