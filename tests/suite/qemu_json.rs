@@ -28,7 +28,7 @@ fn images(workshop: &Workshop) -> Vec<&'static str> {
         }
         ok(&mut qemu_io);
     }
-    ok(&mut workshop.sh("qemu-io", "-f raw flat.raw -c").arg("write -P 7 1M 64k"));
+    ok(workshop.sh("qemu-io", "-f raw flat.raw -c").arg("write -P 7 1M 64k"));
     ok(&mut workshop.sh("qemu-img", "snapshot -c first snapshots.qcow2"));
     vec![
         "base.qcow2",

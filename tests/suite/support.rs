@@ -5,17 +5,12 @@ use std::process::{Command, Output, Stdio};
 use std::sync::OnceLock;
 
 /// The folder of the checkout.
-pub fn root() -> &'static Path {
+pub(crate) fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// A command line for the qtk under test.
-pub fn qtk(arguments: &[&str]) -> Command {
-    command(env!("CARGO_BIN_EXE_qtk"), arguments)
-}
-
 /// A command line for any program, without standard input.
-pub fn command(program: &str, arguments: &[&str]) -> Command {
+pub(crate) fn command(program: &str, arguments: &[&str]) -> Command {
     let mut command = Command::new(program);
     command.args(arguments).stdin(Stdio::null());
     command
@@ -23,14 +18,14 @@ pub fn command(program: &str, arguments: &[&str]) -> Command {
 
 /// What a command printed and how it ended.
 #[derive(Debug)]
-pub struct Ran {
-    pub code: i32,
-    pub stdout: String,
-    pub stderr: String,
+pub(crate) struct Ran {
+    pub(crate) code: i32,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
 }
 
 /// Runs a command to its end, whatever that is. A program that cannot be started fails the test by name.
-pub fn run(command: &mut Command) -> Ran {
+pub(crate) fn run(command: &mut Command) -> Ran {
     let name = command.get_program().to_owned();
     let Output { status, stdout, stderr } = command.output().unwrap_or_else(|error| {
         panic!("cannot run {}: {error}; tests/run.sh installs what tests need", name.display())
@@ -43,14 +38,14 @@ pub fn run(command: &mut Command) -> Ran {
 }
 
 /// Runs a command that must succeed, and gives its standard output.
-pub fn ok(command: &mut Command) -> String {
+pub(crate) fn ok(command: &mut Command) -> String {
     let ran = run(command);
     assert_eq!(ran.code, 0, "{command:?} failed\nstdout: {}\nstderr: {}", ran.stdout, ran.stderr);
     ran.stdout
 }
 
 /// Runs a command that must fail with `code`, print nothing on standard output, and say each of `words` on standard error.
-pub fn fails(command: &mut Command, code: i32, words: &[&str]) -> String {
+pub(crate) fn fails(command: &mut Command, code: i32, words: &[&str]) -> String {
     let ran = run(command);
     assert_eq!(ran.code, code, "{command:?}\nstdout: {}\nstderr: {}", ran.stdout, ran.stderr);
     for word in words {
@@ -61,33 +56,33 @@ pub fn fails(command: &mut Command, code: i32, words: &[&str]) -> String {
 }
 
 /// Parsed `--json` output of a command that must succeed.
-pub fn json(command: &mut Command) -> serde_json::Value {
+pub(crate) fn json(command: &mut Command) -> serde_json::Value {
     let text = ok(command);
     serde_json::from_str(&text).unwrap_or_else(|error| panic!("{command:?} printed no JSON: {error}\n{text}"))
 }
 
 /// A path as an argument.
-pub fn arg(path: &Path) -> &str {
+pub(crate) fn arg(path: &Path) -> &str {
     path.to_str().expect("test folders have plain names")
 }
 
 /// A folder of its own for one test, with the small guest of the demo as `base.qcow2` in it.
-pub struct Workshop {
+pub(crate) struct Workshop {
     folder: tempfile::TempDir,
 }
 
 impl Workshop {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         std::fs::copy(root().join("testdata/demo-guest.qcow2"), folder.path().join("base.qcow2")).unwrap();
         Self { folder }
     }
 
-    pub fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
-    pub fn write(&self, name: &str, content: &[u8]) -> PathBuf {
+    pub(crate) fn write(&self, name: &str, content: &[u8]) -> PathBuf {
         let path = self.path(name);
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
         std::fs::write(&path, content).unwrap();
@@ -95,30 +90,30 @@ impl Workshop {
     }
 
     /// A command in the folder, so that names in it need no path.
-    pub fn sh(&self, program: &str, line: &str) -> Command {
+    pub(crate) fn sh(&self, program: &str, line: &str) -> Command {
         let words: Vec<&str> = line.split(' ').collect();
         let mut command = command(program, &words);
         command.current_dir(self.folder.path());
         command
     }
 
-    pub fn qtk(&self, line: &str) -> Command {
+    pub(crate) fn qtk(&self, line: &str) -> Command {
         self.sh(env!("CARGO_BIN_EXE_qtk"), line)
     }
 
     /// Every judge there is for an image and the file systems in it.
-    pub fn fsck(&self, image: &str) {
+    pub(crate) fn fsck(&self, image: &str) {
         fsck(&self.path(image));
     }
 }
 
 /// `qemu-img check`, and the file-system checkers on every partition.
-pub fn fsck(image: &Path) {
+pub(crate) fn fsck(image: &Path) {
     ok(&mut command(arg(&root().join("tests/guest/fsck.sh")), &[arg(image)]));
 }
 
 /// The folder with the real guests, made on first use.
-pub fn guests() -> &'static Path {
+pub(crate) fn guests() -> &'static Path {
     static FOLDER: OnceLock<PathBuf> = OnceLock::new();
     FOLDER.get_or_init(|| {
         let printed = ok(&mut command(arg(&root().join("tests/guest/build.sh")), &[]));
