@@ -1,11 +1,11 @@
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::ops::Range;
-use std::os::unix::fs::{FileExt, FileTypeExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use rustix::fs::{FallocateFlags, SeekFrom};
+use rustix::fs::{FallocateFlags, OFlags, SeekFrom};
 use rustix::io::Errno;
 
 use crate::{BlockRead, BlockWrite, Extent, ExtentKind, HostStorage, checked_range};
@@ -30,8 +30,11 @@ pub struct RawFile {
 impl RawFile {
     /// Opens an existing file or block device. Anything else (a folder, a pipe) is `InvalidInput`.
     pub fn open(path: &Path, access: Access) -> io::Result<Self> {
-        let file = OpenOptions::new().read(true).write(access == Access::ReadWrite).open(path)?;
-        Self::from_file(file)
+        let mut options = OpenOptions::new();
+        // An image may name a pipe as its backing file, and opening one waits for its other end.
+        let flags = OFlags::NONBLOCK | OFlags::NOCTTY;
+        options.read(true).write(access == Access::ReadWrite).custom_flags(flags.bits().cast_signed());
+        Self::from_file(options.open(path)?)
     }
 
     /// Takes over an open file or block device.
@@ -43,6 +46,12 @@ impl RawFile {
         }
         let size = if is_device { rustix::fs::seek(&file, SeekFrom::End(0))? } else { metadata.len() };
         Ok(Self { file, size: AtomicU64::new(size), is_device })
+    }
+
+    /// Gives the open file back.
+    #[must_use]
+    pub fn into_file(self) -> File {
+        self.file
     }
 
     /// The open file.
@@ -182,5 +191,15 @@ mod tests {
     fn refuses_a_folder() {
         let folder = tempfile::tempdir().unwrap();
         assert_eq!(RawFile::open(folder.path(), Access::ReadOnly).unwrap_err().kind(), io::ErrorKind::InvalidInput);
+    }
+
+    #[test]
+    fn refuses_a_pipe_without_waiting_for_its_other_end() {
+        let folder = tempfile::tempdir().unwrap();
+        let pipe = folder.path().join("pipe");
+        rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, rustix::fs::Mode::RWXU, 0).unwrap();
+        for access in [Access::ReadOnly, Access::ReadWrite] {
+            assert_eq!(RawFile::open(&pipe, access).unwrap_err().kind(), io::ErrorKind::InvalidInput);
+        }
     }
 }

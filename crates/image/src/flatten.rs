@@ -3,7 +3,9 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::available_parallelism;
 
-use qtk_block::{BlockRead, BlockWrite, HostStorage, ImageLock, LockMode, OutputFile, Progress, RawFile, is_zero};
+use qtk_block::{
+    Access, BlockRead, BlockWrite, HostStorage, ImageLock, LockMode, OutputFile, Progress, RawFile, is_zero,
+};
 use qtk_qcow2::codec::Compressor;
 use qtk_qcow2::{ClusterBits, CompressionType, GuestCluster, ImageWriter, MappingKind, WriterOptions};
 
@@ -120,8 +122,9 @@ fn guard_target(image: &Image, output: &Path) -> Result<Option<ImageLock>, Error
 
 /// Refuses a target that somebody uses. The lock is to be held until the target is replaced.
 pub(crate) fn refuse_used(output: &Path) -> Result<Option<ImageLock>, Error> {
-    let Ok(existing) = std::fs::File::open(output) else { return Ok(None) };
-    match acquire(output, &existing, LockMode::Write) {
+    // Whatever is no file is refused where the output is made.
+    let Ok(existing) = RawFile::open(output, Access::ReadOnly) else { return Ok(None) };
+    match acquire(output, existing.file(), LockMode::Write) {
         // Where there are no locks, nobody holds one.
         Err(Error::Io { .. }) => Ok(None),
         result => result.map(Some),

@@ -65,7 +65,13 @@ impl ChainLayer {
         };
         let lock_mode = lock_mode(format, options);
         let _lock = lock_mode.map(|mode| acquire(path, file.file(), mode)).transpose()?;
-        let file = Arc::new(file);
+        let id = (metadata.dev(), metadata.ino());
+        if options.access == Access::ReadWrite && file_id(path) != Some(id) {
+            let problem = "another file took its place while it was being opened; try again".to_owned();
+            return Err(Error::Invalid { path: path.to_owned(), problem });
+        }
+        // Anew, as others could change the size until the file was locked.
+        let file = Arc::new(RawFile::from_file(file.into_file()).map_err(Error::io(path, action))?);
         let content = match format {
             Format::Raw => Content::Raw,
             Format::Qcow2 => {
@@ -77,9 +83,23 @@ impl ChainLayer {
             Content::Raw => file.size().next_multiple_of(SECTOR),
             Content::Qcow2(layer) => layer.size(),
         };
-        let id = (metadata.dev(), metadata.ino());
         let format_probed = options.format.is_none();
         Ok(Self { path: path.to_owned(), id, file, content, size, format_probed, lock_mode, _lock })
+    }
+
+    /// An open qcow2 file that nobody changes any more, such as the log of a finished transaction.
+    pub(crate) fn of_log(path: &Path, file: Arc<RawFile>, log: qtk_qcow2::Layer) -> Result<Self, Error> {
+        let metadata = file.file().metadata().map_err(Error::io(path, "look at it"))?;
+        Ok(Self {
+            path: path.to_owned(),
+            id: (metadata.dev(), metadata.ino()),
+            file,
+            size: log.size(),
+            content: Content::Qcow2(Arc::new(log)),
+            format_probed: false,
+            lock_mode: None,
+            _lock: None,
+        })
     }
 
     /// The name that the file was opened by.

@@ -119,8 +119,7 @@ fn push(layers: &mut Vec<ChainLayer>, layer: ChainLayer, options: &OpenOptions) 
     if layer.format() == Format::Raw
         && let Leftover::ReadThrough(log) = redo::recover(layer.path(), layer.file(), options.access)?
     {
-        let options = LayerOptions { format: Some(Format::Qcow2), access: Access::ReadOnly, share: options.share };
-        layers.push(ChainLayer::open(&log, options)?);
+        layers.push(*log);
     }
     layers.push(layer);
     Ok(())

@@ -36,8 +36,6 @@ struct Footer {
     digests_offset: U64,
     /// How many bytes of them there are.
     digests_len: U64,
-    /// Size of the image in bytes, in whole sectors.
-    image_size: U64,
     /// SHA-256 of the sector digests.
     digests_digest: [u8; 32],
     /// First bytes of the SHA-256 of the fields before.
@@ -59,8 +57,8 @@ fn digest(bytes: &[u8]) -> SectorDigest {
     short
 }
 
-/// The log of the image at `path`.
-pub(crate) fn log_path(path: &Path) -> PathBuf {
+/// The log of the image at `path`, which has no symbolic links.
+fn log_path(path: &Path) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(".qtk-txn");
     name.into()
@@ -91,7 +89,7 @@ impl RedoLog {
             let problem = "a raw block device cannot be edited in a transaction; edit a copy in a file".to_owned();
             return Err(Error::Invalid { path: path.to_owned(), problem });
         }
-        let target = Target { image: raw.file().clone(), image_path: path.to_owned(), log_path: log_path(path) };
+        let target = Target::new(raw.file(), path);
         let log = target.create_log()?;
         match target.begin_overlay(&log, raw.size(), chain) {
             Ok(overlay) => Ok(Self { overlay, log, target }),
@@ -140,7 +138,6 @@ impl RedoLog {
             magic: MAGIC,
             digests_offset: begin.into(),
             digests_len: (end - begin).into(),
-            image_size: layer.size().into(),
             digests_digest: all.finalize().into(),
             checksum: SectorDigest::default(),
         };
@@ -184,6 +181,12 @@ fn replaced(layer: &Layer) -> impl Iterator<Item = io::Result<Extent>> {
 }
 
 impl Target {
+    fn new(image: &Arc<RawFile>, path: &Path) -> Self {
+        // By its own name: who opens the image next may come by another link, and must find the log.
+        let image_path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+        Self { image: image.clone(), log_path: log_path(&image_path), image_path }
+    }
+
     fn create_log(&self) -> Result<Arc<RawFile>, Error> {
         let file = File::options().read(true).write(true).create_new(true).open(&self.log_path);
         let log = file.and_then(RawFile::from_file);
@@ -288,8 +291,8 @@ impl Log {
         let foreign =
             |offset| Error::ForeignChange { path: target.image_path.clone(), log: target.log_path.clone(), offset };
         let log_error = || Error::io(&target.log_path, "read it");
-        if target.image.size().next_multiple_of(SECTOR) != self.footer.image_size.get() {
-            return Err(foreign(target.image.size().min(self.footer.image_size.get())));
+        if target.image.size().next_multiple_of(SECTOR) != self.layer.size() {
+            return Err(foreign(target.image.size().min(self.layer.size())));
         }
         let mut digests_at = self.footer.digests_offset.get();
         for extent in replaced(&self.layer) {
@@ -317,18 +320,17 @@ pub(crate) enum Leftover {
     /// Nothing, or nothing any more.
     None,
     /// A complete log, through which the image must be read.
-    ReadThrough(PathBuf),
+    ReadThrough(Box<ChainLayer>),
 }
 
 /// Finishes or drops an unfinished transaction where the image is open for writing, and else finds out whether there is one.
 pub(crate) fn recover(image_path: &Path, image: &Arc<RawFile>, access: Access) -> Result<Leftover, Error> {
-    let log_path = log_path(image_path);
-    let log = match RawFile::open(&log_path, Access::ReadOnly) {
+    let target = Target::new(image, image_path);
+    let log = match RawFile::open(&target.log_path, Access::ReadOnly) {
         Ok(log) => Arc::new(log),
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Leftover::None),
-        Err(error) => return Err(Error::io(log_path, "open the log of an unfinished transaction")(error)),
+        Err(error) => return Err(Error::io(target.log_path, "open the log of an unfinished transaction")(error)),
     };
-    let target = Target { image: image.clone(), image_path: image_path.to_owned(), log_path };
     match (Log::read(log, &target.log_path)?, access) {
         (None, Access::ReadOnly) => Ok(Leftover::None),
         (None, Access::ReadWrite) => {
@@ -337,7 +339,8 @@ pub(crate) fn recover(image_path: &Path, image: &Arc<RawFile>, access: Access) -
         }
         (Some(log), Access::ReadOnly) => {
             log.verify(&target)?;
-            Ok(Leftover::ReadThrough(target.log_path))
+            // As it is open: its name goes when its writer is done.
+            Ok(Leftover::ReadThrough(Box::new(ChainLayer::of_log(&target.log_path, log.file, log.layer)?)))
         }
         (Some(log), Access::ReadWrite) => {
             log.verify(&target)?;

@@ -152,6 +152,31 @@ fn a_foreign_change_is_refused() {
 }
 
 #[test]
+fn a_log_is_found_whatever_link_leads_to_the_image() {
+    let scene = Scene::new();
+    let folder = tempfile::tempdir().unwrap();
+    let link = folder.path().join("link.raw");
+    std::os::unix::fs::symlink(&scene.path, &link).unwrap();
+    let linked = Scene { _folder: folder, path: link, old: scene.old.clone(), new: scene.new.clone() };
+    linked.begin().record().unwrap();
+    assert_eq!(std::fs::read_dir(linked.path.parent().unwrap()).unwrap().count(), 1);
+    assert_eq!(linked.state(&linked.seen_by_reader().unwrap()), "new");
+    assert_eq!(scene.states(), ["new", "new"]);
+}
+
+#[test]
+fn a_reader_keeps_the_log_that_its_writer_removes() {
+    let scene = Scene::new();
+    scene.record();
+    let reader = Image::open(&scene.path, &OpenOptions::default()).unwrap();
+    drop(scene.open());
+    assert!(!log_path(&scene.path).exists());
+    let mut content = vec![0; LEN];
+    reader.read_at(&mut content, 0).unwrap();
+    assert_eq!(scene.state(&content), "new");
+}
+
+#[test]
 fn the_log_is_a_valid_image_of_the_new_state() {
     let scene = Scene::new();
     scene.record();
