@@ -19,13 +19,15 @@ type L2Slot = OnceLock<Box<[L2Entry]>>;
 
 /// One qcow2 file as it was committed, without its backing: what it does not store reads as zeroes.
 ///
-/// Any number of threads can read. L2 tables are read when first needed and kept; their number is bounded by the file's size,
-/// since each must lie in the file.
+/// Any number of threads can read. L2 tables are read when first needed and kept; they take no more memory than the file
+/// has bytes, since each lies in the file and has one L1 entry.
 pub struct Layer {
     file: ImageFile,
     header: Header,
     file_size: u64,
     l1: Vec<L1Entry>,
+    /// L1 entries whose L2 table belongs to an earlier one, and that one.
+    repeated: Vec<(u64, u64)>,
     l2: Vec<L2Slot>,
     cache: ClusterCache,
 }
@@ -38,10 +40,12 @@ impl Layer {
         let file = ImageFile { storage, name: name.into().into() };
         let header = Header::read(&file)?;
         let l1 = file.read_table(Place::L1Table, header.l1_table, header.l1_size.into())?;
+        let l1: Vec<L1Entry> = l1.into_iter().map(L1Entry).collect();
         let needed = in_memory(header.l1_entries_needed());
         Ok(Self {
             file_size: file.storage.size(),
-            l1: l1.into_iter().map(L1Entry).collect(),
+            repeated: repeated_tables(&l1),
+            l1,
             l2: std::iter::repeat_with(L2Slot::new).take(needed).collect(),
             cache: ClusterCache::new(header.cluster_bits),
             header,
@@ -182,6 +186,10 @@ impl L2Tables for Layer {
         if let Some(table) = slot.get() {
             return Ok(Some(table));
         }
+        if let Ok(found) = self.repeated.binary_search_by_key(&l1_index, |&(index, _)| index) {
+            let (first, second) = (Place::L2Table(self.repeated[found].1), Place::L2Table(l1_index));
+            return Err(self.file.corrupt(Corruption::Overlap { first, second, offset }));
+        }
         // Two threads may both read the table; one copy stays.
         let table = self.read_l2(l1_index, offset)?;
         Ok(Some(slot.get_or_init(|| table)))
@@ -208,6 +216,18 @@ impl BlockRead for Layer {
     fn extent(&self, range: Range<u64>) -> io::Result<Extent> {
         Ok(extent(self, range)?)
     }
+}
+
+/// The L1 entries whose L2 table an earlier entry has, in order, each with the first such entry.
+fn repeated_tables(l1: &[L1Entry]) -> Vec<(u64, u64)> {
+    let tables = (0..).zip(l1).filter_map(|(index, entry)| Some((entry.l2_table()?, index)));
+    let mut tables: Vec<(HostOffset, u64)> = tables.collect();
+    tables.sort_unstable();
+    let same_table = tables.chunk_by(|(one, _), (next, _)| one == next);
+    let mut repeated: Vec<(u64, u64)> =
+        same_table.flat_map(|same| same[1..].iter().map(|&(_, index)| (index, same[0].1))).collect();
+    repeated.sort_unstable();
+    repeated
 }
 
 /// The run of one [`ExtentKind`](qtk_block::ExtentKind) from `range.start`, wherever its pieces are stored.

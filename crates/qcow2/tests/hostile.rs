@@ -138,6 +138,23 @@ fn every_lie_is_named() {
 }
 
 #[test]
+fn an_l2_table_serves_one_l1_entry() {
+    let folder = tempfile::tempdir().unwrap();
+    qemu_img(folder.path(), "create -f qcow2 -o cluster_size=4k image.qcow2 8M");
+    qemu_io(folder.path(), "image.qcow2", &["write -P 1 0 4k"]);
+    let mut image = std::fs::read(folder.path().join("image.qcow2")).unwrap();
+    let l1 = offset(&image, 40);
+    image.copy_within(l1..l1 + 8, l1 + 16);
+    let layer = Layer::open(Arc::new(memory(&image)), "hostile.qcow2").unwrap();
+    let mut buf = [0; 512];
+    layer.read_at(&mut buf, 0).unwrap();
+    layer.read_at(&mut buf, 2 << 20).unwrap();
+    let error = layer.read_at(&mut buf, 4 << 20).unwrap_err().to_string();
+    assert!(error.contains("L1 entry 0") && error.contains("L1 entry 2") && error.contains("overlap"), "{error}");
+    assert!(!check(&layer).unwrap().is_clean());
+}
+
+#[test]
 fn truncated_images_are_refused() {
     let sound = image();
     for len in [0, 3, 71, 72, 103, 111, 4096, 8192, sound.len() / 2] {
