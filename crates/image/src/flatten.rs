@@ -146,7 +146,24 @@ struct Unit {
 enum Piece {
     Plain { first: GuestCluster, bytes: Range<usize> },
     Compressed { guest: GuestCluster, bytes: Range<usize> },
-    Copied { guest: GuestCluster, bytes: Range<usize> },
+    Copied { guest: GuestCluster, bytes: Range<usize>, origin: Origin },
+}
+
+/// Where copied bytes lie: in which layer, and where in its file.
+#[derive(Clone, Debug)]
+struct Origin {
+    depth: usize,
+    range: Range<u64>,
+}
+
+impl Origin {
+    /// How many of this one's first bytes are the last ones of `before`.
+    fn shared(&self, before: &Self) -> u64 {
+        let follows = self.depth == before.depth
+            && (before.range.start..=before.range.end).contains(&self.range.start)
+            && self.range.end >= before.range.end;
+        if follows { before.range.end - self.range.start } else { 0 }
+    }
 }
 
 impl Unit {
@@ -173,7 +190,7 @@ enum Source {
     Hole,
     Plain,
     /// A part of [`Unit::packed`].
-    Copied(Range<usize>),
+    Copied(Range<usize>, Origin),
 }
 
 struct Flattening<'a> {
@@ -240,8 +257,8 @@ impl Flattening<'_> {
         for run in self.chain.runs(range.clone()) {
             let run = run?;
             let bytes = in_memory(run.range.start - range.start)..in_memory(run.range.end - range.start);
-            if let Some(copied) = self.copy(&run, unit)? {
-                sources[bytes.start / len] = Source::Copied(copied);
+            if let Some((copied, origin)) = self.copy(&run, unit)? {
+                sources[bytes.start / len] = Source::Copied(copied, origin);
                 continue;
             }
             self.chain.read_run(&mut unit.plain[bytes.clone()], &run)?;
@@ -254,22 +271,25 @@ impl Flattening<'_> {
     }
 
     /// Reads the compressed bytes of a whole cluster, if they can stay as they are.
-    fn copy(&self, run: &Run, unit: &mut Unit) -> Result<Option<Range<usize>>, Error> {
+    fn copy(&self, run: &Run, unit: &mut Unit) -> Result<Option<(Range<usize>, Origin)>, Error> {
         let MappingKind::Compressed { host, len } = run.kind else { return Ok(None) };
         let layer = &self.chain.layers()[run.depth];
         let same_codec = layer.qcow2().is_some_and(|layer| {
             Some(layer.compression()) == self.options.compression && layer.cluster_size() == self.bits.size()
         });
         let whole = run.range.end - run.range.start == self.bits.size();
+        let range = host.0..host.0 + len;
+        // What the file's end may have cut off only decoding can tell.
+        let cut = range.end >= layer.file().size();
         // A length may, but need not, be larger than the cluster.
-        if self.options.recompress || !same_codec || !whole || len >= self.bits.size() {
+        if self.options.recompress || !same_codec || !whole || cut || len >= self.bits.size() {
             return Ok(None);
         }
         let bytes = unit.packed_len..unit.packed_len + in_memory(len);
         let read = layer.read_host(&mut unit.packed[bytes.clone()], host);
         read.map_err(|source| Error::Read { path: layer.path().to_owned(), offset: run.range.start, source })?;
         unit.packed_len = bytes.end;
-        Ok(Some(bytes))
+        Ok(Some((bytes, Origin { depth: run.depth, range })))
     }
 
     fn pack(&self, unit: &mut Unit, sources: &[Source], mut compressor: Option<&mut Compressor>) -> Result<(), Error> {
@@ -280,7 +300,9 @@ impl Flattening<'_> {
             let bytes = index * len..(index + 1) * len;
             match source {
                 Source::Hole => {}
-                Source::Copied(bytes) => unit.pieces.push(Piece::Copied { guest, bytes: bytes.clone() }),
+                Source::Copied(bytes, origin) => {
+                    unit.pieces.push(Piece::Copied { guest, bytes: bytes.clone(), origin: origin.clone() });
+                }
                 Source::Plain if is_zero(&unit.plain[bytes.clone()]) => {}
                 Source::Plain => {
                     let packed = match &mut compressor {
@@ -334,7 +356,11 @@ impl Iterator for Plan<'_> {
 /// Where the units go.
 enum Sink {
     Raw(Arc<RawFile>),
-    Qcow2(Box<ImageWriter>),
+    Qcow2 {
+        writer: Box<ImageWriter>,
+        /// Where the last compressed stream was copied from, if it was copied.
+        origin: Option<Origin>,
+    },
 }
 
 enum SinkError {
@@ -367,7 +393,8 @@ impl Sink {
             Format::Qcow2 => {
                 let compression = options.compression.unwrap_or_default();
                 let options = WriterOptions { size, cluster_bits, compression };
-                Ok(Self::Qcow2(Box::new(ImageWriter::new(storage, &output.to_string_lossy(), options)?)))
+                let writer = Box::new(ImageWriter::new(storage, &output.to_string_lossy(), options)?);
+                Ok(Self::Qcow2 { writer, origin: None })
             }
         }
     }
@@ -384,15 +411,19 @@ impl Sink {
                         Self::Raw(file) => {
                             file.write_at(content, unit.range.start + bytes.start as u64).map_err(SinkError::Io)?
                         }
-                        Self::Qcow2(writer) => writer.data(*first, content).map_err(SinkError::Qcow2)?,
+                        Self::Qcow2 { writer, .. } => writer.data(*first, content).map_err(SinkError::Qcow2)?,
                     }
                 }
-                (Piece::Compressed { guest, bytes } | Piece::Copied { guest, bytes }, Self::Qcow2(writer)) => {
-                    match piece {
-                        Piece::Copied { .. } => report.copied += 1,
-                        _ => report.compressed += 1,
-                    }
+                (Piece::Compressed { guest, bytes }, Self::Qcow2 { writer, origin }) => {
+                    report.compressed += 1;
+                    *origin = None;
                     writer.compressed(*guest, &unit.packed[bytes.clone()]).map_err(SinkError::Qcow2)?;
+                }
+                (Piece::Copied { guest, bytes, origin: from }, Self::Qcow2 { writer, origin }) => {
+                    report.copied += 1;
+                    let shared = origin.replace(from.clone()).map_or(0, |before| from.shared(&before));
+                    let bytes = &unit.packed[bytes.clone()];
+                    writer.compressed_sharing(*guest, bytes, shared).map_err(SinkError::Qcow2)?;
                 }
                 (Piece::Compressed { .. } | Piece::Copied { .. }, Self::Raw(_)) => {}
             }
@@ -403,7 +434,7 @@ impl Sink {
     fn finish(self) -> Result<u64, Error> {
         match self {
             Self::Raw(file) => Ok(file.size()),
-            Self::Qcow2(writer) => Ok(writer.finish()?),
+            Self::Qcow2 { writer, .. } => Ok(writer.finish()?),
         }
     }
 }

@@ -1,4 +1,4 @@
-use std::ops::RangeInclusive;
+use std::ops::{Range, RangeInclusive};
 use std::sync::Arc;
 
 use qtk_block::HostStorage;
@@ -35,8 +35,8 @@ pub struct ImageWriter {
     file: ImageFile,
     batch: Batch,
     refcounts: Vec<u16>,
-    /// Where the next compressed cluster can go: inside, or at the end of, the last host cluster that holds any.
-    pack_end: u64,
+    /// Where the last compressed stream lies; the next one can go right behind it.
+    packed: Range<u64>,
     l1_table: HostOffset,
     l1: Vec<L1Entry>,
     l2: L2Table,
@@ -65,7 +65,7 @@ impl ImageWriter {
             options,
             batch: Batch::default(),
             refcounts: Vec::new(),
-            pack_end: 0,
+            packed: 0..0,
             l1_table: HostOffset::default(),
             l1: vec![L1Entry::default(); in_memory(l1_entries)],
             l2: L2Table { index: 0, entries: vec![L2Entry::UNALLOCATED; in_memory(bits.l2_entries())], used: false },
@@ -93,12 +93,27 @@ impl ImageWriter {
 
     /// Stores one compressed cluster. `bytes` is its stream, shorter than a cluster; bytes that follow the stream do no harm.
     pub fn compressed(&mut self, guest: GuestCluster, bytes: &[u8]) -> Result<(), Error> {
-        let host = self.pack(bytes.len() as u64);
-        let Some(entry) = compressed_entry(host, bytes.len() as u64, self.options.cluster_bits) else {
+        self.compressed_sharing(guest, bytes, 0)
+    }
+
+    /// Stores one compressed cluster whose first `shared` bytes are the last ones of the stream stored before it.
+    ///
+    /// Entries say where a stream ends only to the sector, so bytes copied from another image reach into the next stream.
+    /// Stored twice, they would add up each time that an image is copied.
+    pub fn compressed_sharing(&mut self, guest: GuestCluster, bytes: &[u8], shared: u64) -> Result<(), Error> {
+        let len = bytes.len() as u64;
+        let largest = len.min(self.packed.end - self.packed.start);
+        if shared > largest {
+            return Err(invalid(&self.file, "number of shared bytes", shared, 0..=largest));
+        }
+        let stored = self.packed.end;
+        let host = self.pack(len, shared);
+        let Some(entry) = compressed_entry(host, len, self.options.cluster_bits) else {
             let largest = self.options.cluster_bits.size();
-            return Err(invalid(&self.file, "length of a compressed cluster", bytes.len() as u64, 1..=largest));
+            return Err(invalid(&self.file, "length of a compressed cluster", len, 1..=largest));
         };
-        self.batch.put(&self.file, host.0, bytes)?;
+        let new = stored.max(host.0);
+        self.batch.put(&self.file, new, &bytes[in_memory(new - host.0)..])?;
         self.map(guest, entry)
     }
 
@@ -150,25 +165,29 @@ impl ImageWriter {
         start
     }
 
-    /// Room for `len` bytes behind the last compressed cluster if it fits there, else in fresh clusters.
-    fn pack(&mut self, len: u64) -> HostOffset {
+    /// Room for `len` bytes, of which the first `shared` are those stored last, if the last stream's host clusters have it or
+    /// can be continued; else in fresh clusters.
+    fn pack(&mut self, len: u64, shared: u64) -> HostOffset {
         let bits = self.options.cluster_bits;
-        let within = bits.offset_within(self.pack_end);
-        let open = if within == 0 { 0 } else { bits.size() - within };
-        let cluster = in_memory(bits.host_cluster(HostOffset(self.pack_end)).0);
-        // Fresh clusters continue the open one only if nothing was allocated since.
-        let reaches = len <= open || (open > 0 && cluster + 1 == self.refcounts.len());
-        let shared = self.refcounts.get_mut(cluster).filter(|count| open > 0 && reaches && **count < u16::MAX);
-        let start = match shared {
-            Some(count) => {
-                *count += 1;
-                self.allocate(bits.clusters_for(len.saturating_sub(open)));
-                HostOffset(self.pack_end)
+        let start = self.packed.end - shared;
+        let first = bits.host_cluster(HostOffset(start)).0;
+        let (held, needed) = (bits.clusters_for(self.packed.end), bits.clusters_for(start + len));
+        // Fresh clusters continue the last one only if nothing was allocated since.
+        let reaches = needed <= held || held == self.refcounts.len() as u64;
+        let open = self
+            .refcounts
+            .get_mut(in_memory(first)..in_memory(held))
+            .filter(|open| reaches && !open.is_empty() && open.iter().all(|&count| count < u16::MAX));
+        let host = match open {
+            Some(open) => {
+                open.iter_mut().for_each(|count| *count += 1);
+                self.allocate(needed.saturating_sub(held));
+                HostOffset(start)
             }
             None => self.allocate(bits.clusters_for(len)),
         };
-        self.pack_end = start.0 + len;
-        start
+        self.packed = host.0..host.0 + len;
+        host
     }
 
     fn map(&mut self, guest: GuestCluster, entry: L2Entry) -> Result<(), Error> {

@@ -143,6 +143,40 @@ fn compressed_clusters_are_copied_where_they_can_be() {
 }
 
 #[test]
+fn copies_of_copies_do_not_grow() {
+    let folder = Folder::new();
+    let disk: Vec<u8> =
+        (0..200_u32 << 16).map(|at| b"short streams "[(at >> 16) as usize % 14] ^ (at % 3) as u8).collect();
+    std::fs::write(folder.file("base.raw"), disk).unwrap();
+    for codec in ["zlib", "zstd"] {
+        let codec_option = format!("compression_type={codec}");
+        folder.qemu_img(&["convert", "-c", "-f", "raw", "-O", "qcow2", "-o", &codec_option, "base.raw", "top.qcow2"]);
+        let size = || folder.file("top.qcow2").metadata().unwrap().len();
+        let by_qemu = size();
+        for _ in 0..4 {
+            let report = flattened(&folder, "out", &options(codec));
+            assert!(report.copied > 190, "{report:?}");
+            std::fs::rename(folder.file("out"), folder.file("top.qcow2")).unwrap();
+            assert!(size() <= by_qemu + 65536, "{codec}: {} after {by_qemu}", size());
+        }
+        folder.check("top.qcow2");
+        folder.qemu_img(&["compare", "-f", "raw", "-F", "qcow2", "base.raw", "top.qcow2"]);
+    }
+}
+
+#[test]
+fn a_stream_cut_off_by_the_end_of_the_file_is_not_copied() {
+    let folder = Folder::new();
+    std::fs::write(folder.file("base.raw"), [noise(1, 40_000), vec![1; 25_536]].concat()).unwrap();
+    folder.qemu_img(&["convert", "-c", "-f", "raw", "-O", "qcow2", "base.raw", "top.qcow2"]);
+    let file = std::fs::File::options().write(true).open(folder.file("top.qcow2")).unwrap();
+    file.set_len(file.metadata().unwrap().len() - 20_000).unwrap();
+    let image = Image::open(folder.file("top.qcow2"), &OpenOptions::default()).unwrap();
+    let error = flatten(&image, &folder.file("out"), &options("zlib"), &NoProgress).unwrap_err();
+    assert!(error.is_corruption() && error.to_string().contains("top.qcow2"), "{error}");
+}
+
+#[test]
 fn holes_stay_holes() {
     let folder = Folder::new();
     folder.qemu_img(&["create", "-q", "-f", "raw", "base.raw", "3T"]);
