@@ -12,7 +12,7 @@ use qtk_qcow2::{ClusterBits, CompressionType, GuestCluster, ImageWriter, Mapping
 use crate::chain::{Run, Runs, in_memory};
 use crate::layer::{acquire, file_id};
 use crate::pipeline::{Next, ordered};
-use crate::{Chain, ChainLayer, Error, Format, Image};
+use crate::{Chain, ChainLayer, Error, Format, Image, redo};
 
 /// Bytes of the guest's disk that one thread works on at a time, unless a cluster is larger.
 const UNIT: u64 = 1 << 20;
@@ -112,23 +112,28 @@ fn check_options(output: &Path, options: &FlattenOptions) -> Result<ClusterBits,
 
 /// Refuses a target that is a part of the chain or that somebody uses.
 fn guard_target(image: &Image, output: &Path) -> Result<Option<ImageLock>, Error> {
-    let Some(id) = file_id(output) else { return Ok(None) };
-    if let Some(layer) = image.layers().iter().find(|layer| layer.id() == id) {
+    let id = file_id(output);
+    if let Some(layer) = image.layers().iter().find(|layer| Some(layer.id()) == id) {
         let problem = format!("it belongs to the chain of {}; write to another file", layer.path().display());
         return Err(Error::Invalid { path: output.to_owned(), problem });
     }
     refuse_used(output)
 }
 
-/// Refuses a target that somebody uses. The lock is to be held until the target is replaced.
+/// Refuses a target that somebody uses, or that a log beside it would change. The lock is to be held until the target is
+/// replaced.
 pub(crate) fn refuse_used(output: &Path) -> Result<Option<ImageLock>, Error> {
-    // Whatever is no file is refused where the output is made.
-    let Ok(existing) = RawFile::open(output, Access::ReadOnly) else { return Ok(None) };
-    match acquire(output, existing.file(), LockMode::Write) {
-        // Where there are no locks, nobody holds one.
-        Err(Error::Io { .. }) => Ok(None),
-        result => result.map(Some),
-    }
+    let lock = match RawFile::open(output, Access::ReadOnly) {
+        Ok(existing) => match acquire(output, existing.file(), LockMode::Write) {
+            // Where there are no locks, nobody holds one.
+            Err(Error::Io { .. }) => None,
+            result => Some(result?),
+        },
+        // Whatever is no file is refused where the output is made.
+        Err(_) => None,
+    };
+    redo::clear_place(output)?;
+    Ok(lock)
 }
 
 /// A stretch of the disk, read and, where asked, compressed.

@@ -57,11 +57,15 @@ fn digest(bytes: &[u8]) -> SectorDigest {
     short
 }
 
-/// The log of the image at `path`, which has no symbolic links.
+/// The log of the image at `path`. It has the image's own name: who opens the image next may come by another link.
 fn log_path(path: &Path) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
+    let mut name = resolved(path).into_os_string();
     name.push(".qtk-txn");
     name.into()
+}
+
+fn resolved(path: &Path) -> PathBuf {
+    path.canonicalize().unwrap_or_else(|_| path.to_owned())
 }
 
 /// A raw image and what is to become of it.
@@ -182,9 +186,7 @@ fn replaced(layer: &Layer) -> impl Iterator<Item = io::Result<Extent>> {
 
 impl Target {
     fn new(image: &Arc<RawFile>, path: &Path) -> Self {
-        // By its own name: who opens the image next may come by another link, and must find the log.
-        let image_path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
-        Self { image: image.clone(), log_path: log_path(&image_path), image_path }
+        Self { image: image.clone(), image_path: resolved(path), log_path: log_path(path) }
     }
 
     fn create_log(&self) -> Result<Arc<RawFile>, Error> {
@@ -326,12 +328,8 @@ pub(crate) enum Leftover {
 /// Finishes or drops an unfinished transaction where the image is open for writing, and else finds out whether there is one.
 pub(crate) fn recover(image_path: &Path, image: &Arc<RawFile>, access: Access) -> Result<Leftover, Error> {
     let target = Target::new(image, image_path);
-    let log = match RawFile::open(&target.log_path, Access::ReadOnly) {
-        Ok(log) => Arc::new(log),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Leftover::None),
-        Err(error) => return Err(Error::io(target.log_path, "open the log of an unfinished transaction")(error)),
-    };
-    match (Log::read(log, &target.log_path)?, access) {
+    let Some(file) = open_log(&target.log_path)? else { return Ok(Leftover::None) };
+    match (Log::read(file, &target.log_path)?, access) {
         (None, Access::ReadOnly) => Ok(Leftover::None),
         (None, Access::ReadWrite) => {
             target.remove_log()?;
@@ -348,6 +346,26 @@ pub(crate) fn recover(image_path: &Path, image: &Arc<RawFile>, access: Access) -
             target.remove_log()?;
             Ok(Leftover::None)
         }
+    }
+}
+
+/// Makes sure that no log waits for the file that is about to appear at `path`, where it would be taken for that one's.
+pub(crate) fn clear_place(path: &Path) -> Result<(), Error> {
+    let log_path = log_path(path);
+    let Some(file) = open_log(&log_path)? else { return Ok(()) };
+    if Log::read(file, &log_path)?.is_none() {
+        return std::fs::remove_file(&log_path).map_err(Error::io(&log_path, "remove it"));
+    }
+    let log = log_path.display();
+    let problem = format!("{log} holds a change to the image that was here; remove {log} to give that up");
+    Err(Error::Invalid { path: path.to_owned(), problem })
+}
+
+fn open_log(path: &Path) -> Result<Option<Arc<RawFile>>, Error> {
+    match RawFile::open(path, Access::ReadOnly) {
+        Ok(log) => Ok(Some(Arc::new(log))),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(Error::io(path, "open the log of an unfinished transaction")(error)),
     }
 }
 

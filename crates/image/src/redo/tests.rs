@@ -177,6 +177,21 @@ fn a_reader_keeps_the_log_that_its_writer_removes() {
 }
 
 #[test]
+fn a_log_is_not_left_to_another_image() {
+    let scene = Scene::new();
+    let log = scene.record();
+    let new = crate::NewImage { format: crate::Format::Raw, size: Some(SIZE as u64), ..crate::NewImage::default() };
+    let create = || crate::create_image(&scene.path, &new);
+    let error = create().unwrap_err();
+    assert!(error.to_string().contains("disk.raw.qtk-txn"), "{error}");
+    std::fs::remove_file(&scene.path).unwrap();
+    create().unwrap_err();
+    std::fs::write(log_path(&scene.path), &log[..log.len() / 2]).unwrap();
+    create().unwrap();
+    assert!(!log_path(&scene.path).exists());
+}
+
+#[test]
 fn the_log_is_a_valid_image_of_the_new_state() {
     let scene = Scene::new();
     scene.record();
