@@ -95,6 +95,10 @@ impl Ext4 {
         if !inode.is(FileType::Directory) {
             return Err(Error::NotADirectory(dir));
         }
+        // Extents that share blocks could make a small file system's directory endless.
+        if u64::from(self.dir_block_count(&inode)) > self.geometry().blocks {
+            return Err(Error::corrupt(Place::Inode(dir), "the directory is larger than the file system"));
+        }
         Ok(inode)
     }
 

@@ -12,12 +12,15 @@ pub struct Timestamp {
     pub nanos: u32,
 }
 
+const MAX_NANOS: u32 = 999_999_999;
+
 impl Timestamp {
     /// From the 32-bit field and the one that extends it by two bits and nanoseconds.
     pub(crate) fn decode(seconds: u32, extra: Option<u32>) -> Self {
         let seconds = i64::from(seconds.cast_signed());
         let extra = extra.unwrap_or(0);
-        Self { seconds: seconds + (i64::from(extra & 3) << 32), nanos: extra >> 2 }
+        // There is room for more nanoseconds than a second has.
+        Self { seconds: seconds + (i64::from(extra & 3) << 32), nanos: (extra >> 2).min(MAX_NANOS) }
     }
 
     pub(crate) fn clamped_to_32_bits(self) -> Self {
@@ -31,7 +34,7 @@ impl Timestamp {
         // Both the epoch and the field count from the smallest signed value.
         let epoch = u32::try_from(above_min >> 32).unwrap_or(3);
         let field = u32::try_from(above_min & 0xffff_ffff).unwrap_or(0).wrapping_add(1 << 31);
-        (field, epoch | self.nanos.min(999_999_999) << 2)
+        (field, epoch | self.nanos.min(MAX_NANOS) << 2)
     }
 }
 
@@ -158,5 +161,6 @@ mod tests {
         }
         let (field, extra) = Timestamp { seconds: i64::MAX, nanos: 0 }.encode();
         assert_eq!(Timestamp::decode(field, Some(extra)).seconds, (1 << 34) + MIN - 1);
+        assert_eq!(Timestamp::decode(0, Some(u32::MAX)).nanos, 999_999_999);
     }
 }

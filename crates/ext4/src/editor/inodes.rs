@@ -67,13 +67,13 @@ impl Editor {
             .ok_or_else(|| corrupt("its number of free inodes does not fit its bitmap"))?;
         let descriptor = self.fs.group(group)?;
         let never_used = if self.has_group_flags() { descriptor.itable_unused() } else { 0 };
-        let used_before = bit + never_used < geometry.inodes_per_group;
+        let used_before = bit.saturating_add(never_used) < geometry.inodes_per_group;
         self.modify_bitmap(group, BitmapKind::Inodes, |bytes| bitmap::fill(bytes, bit..bit + 1, true))?;
         self.modify_group(group, |descriptor| {
             descriptor.set_free_inodes(descriptor.free_inodes().saturating_sub(1));
             descriptor.set_itable_unused(never_used.min(geometry.inodes_per_group - bit - 1));
             if is_dir {
-                descriptor.set_used_dirs(descriptor.used_dirs() + 1);
+                descriptor.set_used_dirs(descriptor.used_dirs().saturating_add(1));
             }
         })?;
         let left = self.fs.free_inodes().saturating_sub(1);
@@ -99,7 +99,7 @@ impl Editor {
         let is_dir = inode.is(FileType::Directory);
         self.modify_bitmap(group, BitmapKind::Inodes, |bytes| bitmap::fill(bytes, bit..bit + 1, false))?;
         self.modify_group(group, |descriptor| {
-            descriptor.set_free_inodes(descriptor.free_inodes() + 1);
+            descriptor.set_free_inodes(descriptor.free_inodes().saturating_add(1));
             if is_dir {
                 descriptor.set_used_dirs(descriptor.used_dirs().saturating_sub(1));
             }
