@@ -113,6 +113,18 @@ impl Error {
         }
     }
 
+    /// A tree has its inodes from directories alone, so one that is not in use is damage.
+    pub(crate) fn ext4(place: Place, source: qtk_ext4::Error) -> Self {
+        let source = match source {
+            qtk_ext4::Error::NoSuchInode(ino) => qtk_ext4::Error::Corrupt {
+                place: qtk_ext4::Place::Inode(ino),
+                problem: "a directory names it, but it is not in use",
+            },
+            source => source,
+        };
+        Self::Ext4 { place, source }
+    }
+
     pub(crate) fn path(path: impl AsRef<[u8]>, problem: PathProblem) -> Self {
         Self::Path { path: GuestPath::from(path.as_ref()), problem }
     }

@@ -6,7 +6,7 @@ mod common;
 
 use common::{Guest, path};
 use qtk_disk::{FileType, Follow};
-use qtk_guest::{Error, Listing, list, stat};
+use qtk_guest::{Accounts, Error, Listing, list, stat};
 
 fn listings(guest: &Guest, of: &str, recursive: bool) -> Vec<(String, Vec<String>)> {
     let mut found = Vec::new();
@@ -61,4 +61,22 @@ fn a_directory_that_holds_itself_is_an_error() {
     let result = list(&guest.open(), &path("/"), true, &mut |_| Ok::<(), Error>(()));
     let error = result.unwrap_err();
     assert!(error.is_corrupt(), "{error}");
+}
+
+#[test]
+fn an_entry_of_an_inode_that_is_not_in_use_is_damage() {
+    let guest = Guest::new(&[("dir/file", "x")]);
+    common::run("debugfs", &["-w", "-R", "clri /dir/file", guest.host_path()]);
+    let error = list(&guest.open(), &path("/dir"), false, &mut |_| Ok::<(), Error>(())).unwrap_err();
+    assert!(error.is_corrupt(), "{error}");
+}
+
+#[test]
+fn configuration_that_is_no_file_counts_as_none() {
+    let folder = tempfile::tempdir().unwrap();
+    common::populate(folder.path(), &[("etc/os-release", ""), ("etc/passwd", "->fstab"), ("etc/group/", "")]);
+    common::run("mkfifo", &[folder.path().join("etc/fstab").to_str().unwrap()]);
+    let guest = Guest::from_folder(folder.path(), "metadata_csum");
+    let accounts = Accounts::read(&guest.open()).unwrap();
+    assert_eq!((accounts.user_name(0), accounts.group_name(0)), (None, None));
 }

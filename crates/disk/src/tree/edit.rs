@@ -73,7 +73,7 @@ impl Tree {
         for mount in &mut self.mounts {
             let place = mount.place;
             if let Volume::Ext4Edited(editor) = &mut mount.volume {
-                editor.commit().map_err(|source| Error::Ext4 { place, source })?;
+                editor.commit().map_err(|source| Error::ext4(place, source))?;
             }
         }
         Ok(())
@@ -96,7 +96,7 @@ impl Tree {
         change: impl FnOnce(&mut Editor, Ino) -> Result<T, qtk_ext4::Error>,
     ) -> Result<T, Error> {
         let (editor, ino, place) = self.editor(node)?;
-        change(editor, ino).map_err(|source| Error::Ext4 { place, source })
+        change(editor, ino).map_err(|source| Error::ext4(place, source))
     }
 
     fn editor(&mut self, node: Node) -> Result<(&mut Editor, Ino, Place), Error> {

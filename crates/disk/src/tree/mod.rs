@@ -196,8 +196,10 @@ impl Tree {
         let path = path.as_ref();
         let node = self.resolve(path, Follow::All)?;
         let metadata = self.metadata(node)?;
-        if metadata.is_dir() {
-            return Err(Error::path(path, PathProblem::IsADirectory));
+        match metadata.file_type {
+            FileType::Regular => {}
+            FileType::Directory => return Err(Error::path(path, PathProblem::IsADirectory)),
+            _ => return Err(Error::path(path, PathProblem::NotAFile)),
         }
         let len = usize::try_from(metadata.size).ok().filter(|_| metadata.size <= MAX_WHOLE_FILE);
         let mut content = vec![0; len.ok_or_else(|| Error::path(path, PathProblem::TooLarge))?];

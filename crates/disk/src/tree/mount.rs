@@ -88,7 +88,7 @@ impl Device {
         let reader = self.reader(slot)?;
         match slot.probe.content {
             content if content.is_ext() => {
-                let fs = Ext4::open(reader).map_err(|source| Error::Ext4 { place, source })?;
+                let fs = Ext4::open(reader).map_err(|source| Error::ext4(place, source))?;
                 Ok(Volume::Ext4(Box::new(fs), self.writer(slot)?))
             }
             Content::Fat => Fat::open(reader).map(Volume::Fat).map_err(|source| Error::Fat { place, source }),

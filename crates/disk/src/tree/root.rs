@@ -7,7 +7,7 @@ use qtk_ext4::{Ext4, FileType, Ino};
 
 use super::mount::Device;
 use crate::layout::{Layout, Slot};
-use crate::{Error, Place};
+use crate::{Content, Error, Place};
 
 /// Chooses the slot that is the guest's root: the one asked for, the only file system, or the one that looks like it.
 pub(super) fn choose<'a>(device: &Device, layout: &'a Layout, asked: Option<u32>) -> Result<&'a Slot, Error> {
@@ -45,7 +45,7 @@ fn by_number(layout: &Layout, number: u32) -> Result<&Slot, Error> {
         present: layout.slots.iter().filter_map(|slot| slot.partition.as_ref()).map(|found| found.number).collect(),
     })?;
     match slot.probe.content {
-        content if content.is_ext() => Ok(slot),
+        content if content.is_ext() || content == Content::Fat => Ok(slot),
         content => Err(Error::Foreign { place: slot.place, content }),
     }
 }
@@ -68,7 +68,7 @@ fn looks(device: Arc<dyn BlockRead>, place: Place) -> Result<Looks, Error> {
         let bootable = has(&fs, b"sbin", b"init")? || fs.lookup(Ino::ROOT, b"usr")?.is_some();
         Ok(if bootable { Looks::Bootable } else { Looks::Otherwise })
     });
-    found.map_err(|source| Error::Ext4 { place, source })
+    found.map_err(|source| Error::ext4(place, source))
 }
 
 fn has(fs: &Ext4, dir: &[u8], name: &[u8]) -> Result<bool, qtk_ext4::Error> {

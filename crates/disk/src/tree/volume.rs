@@ -38,7 +38,7 @@ impl Volume {
     /// Turns a file system that is only read into one that is edited. `None` if it cannot be.
     pub(super) fn edit(&mut self, place: Place, options: EditOptions) -> Result<Option<&mut Editor>, Error> {
         if let Self::Ext4(_, Some(device)) = self {
-            let editor = Editor::open(Arc::clone(device), options).map_err(|source| Error::Ext4 { place, source })?;
+            let editor = Editor::open(Arc::clone(device), options).map_err(|source| Error::ext4(place, source))?;
             *self = Self::Ext4Edited(Box::new(editor));
         }
         match self {
@@ -56,7 +56,7 @@ pub(super) enum File<'a> {
 
 impl File<'_> {
     fn ext4<T>(result: Result<T, qtk_ext4::Error>, place: Place) -> Result<T, Error> {
-        result.map_err(|source| Error::Ext4 { place, source })
+        result.map_err(|source| Error::ext4(place, source))
     }
 
     fn fat<T>(result: Result<T, fat::Error>, place: Place) -> Result<T, Error> {
