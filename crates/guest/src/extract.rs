@@ -38,13 +38,11 @@ pub struct Extracted {
     pub skipped: Vec<GuestPath>,
 }
 
-/// Copies files and directory trees into the host directory `dir`, each under the name it was asked for by.
+/// Copies files and directory trees into the host directory `dir`, which is made if it is missing, each under the name it was asked for by.
 ///
 /// A named source that is a link is followed inside the guest; links in trees stay links. Modes, times, holes and hard links are
 /// kept. A file that is there already is replaced; a directory is filled up, and keeps its attributes.
 pub fn extract(tree: &Tree, sources: &[GuestPath], dir: &Path, options: ExtractOptions) -> Result<Extracted> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let base = rustix::fs::open(dir, flags, Mode::empty()).on_host("open", dir)?;
     let found = sources.iter().map(|source| {
         let found = find(tree, source, Follow::All, "read")?;
         let asked = source.as_bytes().split(|&byte| byte == b'/').rfind(|name| !name.is_empty()).unwrap_or_default();
@@ -53,6 +51,9 @@ pub fn extract(tree: &Tree, sources: &[GuestPath], dir: &Path, options: ExtractO
     });
     // All are looked at first, so that one that is missing leaves nothing behind.
     let found = found.collect::<Result<Vec<_>>>()?;
+    std::fs::create_dir_all(dir).on_host("make", dir)?;
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let base = rustix::fs::open(dir, flags, Mode::empty()).on_host("open", dir)?;
     let mut extraction =
         Extraction { tree, options, base: &base, base_path: dir, links: BTreeMap::new(), done: Extracted::default() };
     for found in found {

@@ -9,7 +9,7 @@ use crate::error::{Error, InGuest, OnHost, Result};
 use crate::list::find;
 use crate::mode::Mode;
 use crate::users::OwnerIds;
-use crate::walk::{Step, Walk};
+use crate::walk::{Found, Step, Walk};
 
 /// How [`remove`] goes about it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -20,10 +20,10 @@ pub struct RemoveOptions {
     pub force: bool,
 }
 
-/// Removes a file, or a directory tree. Links are not followed.
+/// Removes a file, or a directory tree. Links are not followed, not even with a slash behind them.
 pub fn remove(tree: &mut Tree, path: &GuestPath, options: RemoveOptions) -> Result<()> {
     const ACTION: &str = "remove";
-    let start = match find(tree, path, Follow::NotLast, ACTION) {
+    let start = match entry_of(tree, path, ACTION) {
         Err(Error::Refused { problem: PathProblem::NotFound, .. }) if options.force => return Ok(()),
         found => found?,
     };
@@ -48,6 +48,32 @@ pub fn remove(tree: &mut Tree, path: &GuestPath, options: RemoveOptions) -> Resu
     Ok(())
 }
 
+/// The directory entry that a path names: a link itself, and what is refused is a name that stands for another entry.
+fn entry_of(tree: &Tree, path: &GuestPath, action: &'static str) -> Result<Found> {
+    let bare = without_slashes(path);
+    if matches!(base_name(bare.as_bytes()), b"." | b"..") {
+        return Err(Error::refused(action, path, PathProblem::BadName));
+    }
+    let found = find(tree, &bare, Follow::NotLast, action)?;
+    if bare != *path && !found.metadata.is_dir() {
+        return Err(Error::refused(action, path, PathProblem::NotADirectory));
+    }
+    Ok(found)
+}
+
+fn without_slashes(path: &GuestPath) -> GuestPath {
+    let end = path.as_bytes().iter().rposition(|&byte| byte != b'/').map_or(0, |last| last + 1);
+    GuestPath::from(&path.as_bytes()[..end])
+}
+
+/// Refuses a slash behind the new name of anything but a directory.
+fn check_new_name(path: &GuestPath, location: &Location, action: &'static str) -> Result<()> {
+    if location.node.is_none() && path.as_bytes().ends_with(b"/") {
+        return Err(Error::refused(action, path, PathProblem::NotADirectory));
+    }
+    Ok(())
+}
+
 /// How directories are made.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct MkdirOptions {
@@ -63,8 +89,7 @@ const NEW_DIRECTORY: u16 = 0o755;
 
 /// Makes a directory, with its missing parents if asked, and returns it.
 pub fn make_directories(tree: &mut Tree, path: &GuestPath, options: &MkdirOptions) -> Result<Node> {
-    let end = path.as_bytes().iter().rposition(|&byte| byte != b'/').map_or(0, |last| last + 1);
-    let path = &GuestPath::from(&path.as_bytes()[..end]);
+    let path = &without_slashes(path);
     if options.parents {
         for (at, _) in path.as_bytes().iter().enumerate().filter(|&(at, &byte)| byte == b'/' && at > 0) {
             let parent = GuestPath::from(&path.as_bytes()[..at]);
@@ -81,8 +106,8 @@ fn make_directory(tree: &mut Tree, path: &GuestPath, options: &MkdirOptions) -> 
         let is_dir = tree.metadata(node).in_guest(ACTION, path)?.is_dir();
         return match (is_dir, options.parents) {
             (true, true) => Ok(node),
-            (false, true) => Err(Error::refused(ACTION, path, PathProblem::NotADirectory)),
-            (_, false) => Err(Error::refused(ACTION, path, PathProblem::Exists)),
+            (false, true) => Err(Error::refused(ACTION, &location.path, PathProblem::NotADirectory)),
+            (_, false) => Err(Error::refused(ACTION, &location.path, PathProblem::Exists)),
         };
     }
     let permissions = options.mode.as_ref().map_or(NEW_DIRECTORY, |mode| mode.apply(NEW_DIRECTORY, true));
@@ -99,7 +124,7 @@ pub fn move_files(tree: &mut Tree, sources: &[GuestPath], dest: &GuestPath) -> R
         return Err(Error::refused(ACTION, dest, PathProblem::NotADirectory));
     }
     for source in sources {
-        let found = find(tree, source, Follow::NotLast, ACTION)?;
+        let found = entry_of(tree, source, ACTION)?;
         if found.name.is_empty() || found.metadata.is_dir() && !found.node.shares_file_system_with(found.parent) {
             return Err(Error::refused(ACTION, source, PathProblem::MountPoint));
         }
@@ -108,6 +133,9 @@ pub fn move_files(tree: &mut Tree, sources: &[GuestPath], dest: &GuestPath) -> R
             None => dest.clone(),
         };
         let target = tree.locate(target.as_bytes(), Follow::NotLast).in_guest(ACTION, dest)?;
+        if into.is_none() && !found.metadata.is_dir() {
+            check_new_name(dest, &target, ACTION)?;
+        }
         if is_within(&target.path, &found.path) {
             return Err(Error::refused(ACTION, &target.path, PathProblem::InsideItself));
         }
@@ -166,6 +194,7 @@ pub struct LinkOptions {
 pub fn link(tree: &mut Tree, target: &[u8], path: &GuestPath, options: LinkOptions) -> Result<()> {
     const ACTION: &str = "make the link";
     let mut location = tree.locate(path.as_bytes(), Follow::NotLast).in_guest(ACTION, path)?;
+    check_new_name(path, &location, ACTION)?;
     if let Some(node) = location.node
         && tree.metadata(node).in_guest(ACTION, path)?.is_dir()
     {
@@ -218,6 +247,7 @@ const NEW_FILE: u16 = 0o644;
 /// Gives a file this content, following links; a missing file is made. Returns the number of bytes written.
 pub fn write(tree: &mut Tree, path: &GuestPath, content: &mut dyn Read, options: &WriteOptions) -> Result<u64> {
     let location = tree.locate(path.as_bytes(), Follow::All).in_guest("write", path)?;
+    check_new_name(path, &location, "write")?;
     let (file, permissions) = match location.node {
         Some(node) => {
             let metadata = tree.metadata(node).in_guest("write", path)?;

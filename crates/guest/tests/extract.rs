@@ -84,7 +84,7 @@ fn special_files_are_left_out_by_name() {
 fn what_is_missing_leaves_nothing_behind() {
     let guest = Guest::new(&[("file", "x")]);
     let out = tempfile::tempdir().unwrap();
-    let error = take(&guest, &["/file", "/missing"], out.path()).unwrap_err();
+    let error = take(&guest, &["/file", "/missing"], &out.path().join("new")).unwrap_err();
     assert_eq!(error.to_string(), "cannot read /missing in the guest: no such file or directory");
     assert_eq!(std::fs::read_dir(out.path()).unwrap().count(), 0);
 }

@@ -286,3 +286,30 @@ fn an_edit_of_the_root_does_not_touch_boot() {
     check(&disk);
     assert!(boot(&disk) == before, "/boot has changed");
 }
+
+#[test]
+fn a_slash_asks_for_a_directory_and_not_for_what_a_link_leads_to() {
+    let guest = guest();
+    let recursive = RemoveOptions { recursive: true, ..RemoveOptions::default() };
+    for (name, problem) in [
+        ("/to-a/", "not a directory"),
+        ("/a/b/..", "not a valid file name"),
+        ("/a/.", "not a valid file name"),
+        ("/a/b/file/", "not a directory"),
+    ] {
+        let removed = message(edit(&guest, |tree| remove(tree, &path(name), recursive)));
+        assert_eq!(removed, format!("cannot remove {name} in the guest: {problem}"));
+        let moved = message(edit(&guest, |tree| move_files(tree, &[path(name)], &path("/etc"))));
+        assert_eq!(moved, format!("cannot move {name} in the guest: {problem}"));
+    }
+    edit(&guest, |tree| move_files(tree, &[path("/a/c/")], &path("/a/d/"))).unwrap();
+    assert!(exists(&guest, "/a/d") && exists(&guest, "/a/b/file"));
+    let new = path("/etc/new/");
+    let refused = |action: &str| format!("cannot {action} /etc/new/ in the guest: not a directory");
+    let moved = edit(&guest, |tree| move_files(tree, &[path("/etc/hosts")], &new));
+    assert_eq!(message(moved), refused("move"));
+    let written = edit(&guest, |tree| write(tree, &new, &mut &b"x"[..], &WriteOptions::default()));
+    assert_eq!(message(written), refused("write"));
+    let symbolic = LinkOptions { symbolic: true, ..LinkOptions::default() };
+    assert_eq!(message(edit(&guest, |tree| link(tree, b"hosts", &new, symbolic))), refused("make the link"));
+}

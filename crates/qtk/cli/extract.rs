@@ -1,7 +1,6 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::Context;
 use clap::Args;
 use qtk_disk::GuestPath;
 use qtk_guest::extract::{ExtractOptions, extract};
@@ -30,7 +29,6 @@ impl Extract {
         let Some((dir, sources)) = self.paths.split_last() else { return Ok(ExitCode::from(2)) };
         let sources: Vec<GuestPath> = sources.iter().map(|path| guest_path_from(path.as_os_str())).collect();
         let tree = self.guest.read()?;
-        std::fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
         let options = ExtractOptions { owners: self.preserve };
         let extracted = self.guest.name_errors(|| Ok(extract(&tree, &sources, dir, options)?))?;
         for path in &extracted.skipped {
