@@ -4,7 +4,9 @@ use std::error::Error;
 use std::io;
 use std::process::ExitCode;
 
-/// The error and everything that led to it, in one line.
+use qtk_disk::DisplayPath;
+
+/// The error and everything that led to it, in one line, without control characters that an image may have put in.
 pub(crate) fn describe(error: &anyhow::Error) -> String {
     let mut line = String::new();
     for cause in error.chain() {
@@ -18,7 +20,7 @@ pub(crate) fn describe(error: &anyhow::Error) -> String {
         }
         line.push_str(&text);
     }
-    line
+    DisplayPath(line.as_bytes()).to_string()
 }
 
 /// 3 where an image turned out to be damaged, else 1.

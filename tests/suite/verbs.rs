@@ -1,5 +1,7 @@
 //! Every verb on the small guest, judged by debugfs and the file-system checkers.
 
+use std::process::Stdio;
+
 use crate::support::{Workshop, fails, json, ok};
 
 /// What debugfs says about a path on the guest's root file system.
@@ -130,6 +132,55 @@ fn extract_follows_named_links_and_keeps_trees() {
     use std::os::unix::fs::MetadataExt;
     assert_eq!(metadata("out/tree/file").ino(), metadata("out/tree/again").ino());
     assert!(metadata("out/tree/sparse").blocks() < 64, "holes became data");
+}
+
+#[test]
+fn a_pipeline_can_change_a_file_in_place() {
+    let workshop = Workshop::new();
+    ok(&mut workshop.qtk("write base.qcow2 /etc/motto --content old"));
+    for verb in ["write base.qcow2", "inject base.qcow2 -"] {
+        let mut reader = workshop.qtk("cat base.qcow2 /etc/motto").stdout(Stdio::piped()).spawn().unwrap();
+        ok(workshop.qtk(&format!("{verb} /etc/motto")).stdin(reader.stdout.take().unwrap()));
+        assert!(reader.wait().unwrap().success());
+        assert_eq!(ok(&mut workshop.qtk("cat base.qcow2 /etc/motto")), "old", "{verb}");
+    }
+}
+
+#[test]
+fn what_a_guest_says_is_safe_on_a_terminal() {
+    let workshop = Workshop::new();
+    let passwd = workshop.write("passwd", b"\x1b[2Jroot:x:0:0::/:/bin/sh\n");
+    ok(&mut workshop.qtk(&format!("inject base.qcow2 {} /etc/passwd", passwd.display())));
+    for line in ["ls -l base.qcow2 /etc", "stat base.qcow2 /etc/passwd"] {
+        let shown = ok(&mut workshop.qtk(line));
+        assert!(shown.contains("\\u{1b}[2Jroot") && !shown.contains('\x1b'), "{shown}");
+    }
+    let error = fails(&mut workshop.qtk("cat base.qcow2 \x1b[2J"), 1, &["no such file"]);
+    assert!(!error.contains('\x1b'), "{error}");
+}
+
+#[test]
+fn files_are_listed_by_their_path() {
+    let workshop = Workshop::new();
+    ok(&mut workshop.qtk("write base.qcow2 /srv/hostname --content x"));
+    let listing = ok(&mut workshop.qtk("ls base.qcow2 /etc/hostname srv/hostname"));
+    assert_eq!(listing, "/etc/hostname\n/srv/hostname\n");
+}
+
+#[test]
+fn content_that_cannot_be_printed_is_an_error() {
+    let workshop = Workshop::new();
+    ok(&mut workshop.qtk("write base.qcow2 /etc/short --content x"));
+    let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let status = workshop.qtk("cat base.qcow2 /etc/short").stdout(full).stderr(Stdio::null()).status().unwrap();
+    assert_eq!(status.code(), Some(1));
+}
+
+#[test]
+fn a_partition_of_its_own_kind_can_be_read() {
+    let workshop = Workshop::new();
+    assert!(ok(&mut workshop.qtk("ls base.qcow2 --partition 15")).contains("EFI"));
+    fails(&mut workshop.qtk("mkdir base.qcow2 --partition 15 /new"), 1, &["FAT", "cannot edit"]);
 }
 
 #[test]

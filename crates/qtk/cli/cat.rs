@@ -1,5 +1,7 @@
+use std::io::{self, Write};
 use std::process::ExitCode;
 
+use anyhow::Context;
 use clap::Args;
 use qtk_disk::GuestPath;
 
@@ -20,8 +22,10 @@ pub(crate) struct Cat {
 impl Cat {
     pub(crate) fn run(&self) -> anyhow::Result<ExitCode> {
         let tree = self.guest.read()?;
-        let mut out = std::io::stdout().lock();
+        let mut out = io::stdout().lock();
         self.guest.name_errors(|| self.path.iter().try_for_each(|path| Ok(qtk_guest::cat(&tree, path, &mut out)?)))?;
+        // What follows the last newline still waits, and at exit a failure would go unnoticed.
+        out.flush().context("cannot write the output")?;
         Ok(ExitCode::SUCCESS)
     }
 }

@@ -1,6 +1,6 @@
 //! How a file of the guest is shown.
 
-use qtk_disk::{FileType, Metadata, Timestamp};
+use qtk_disk::{DisplayPath, FileType, Metadata, Timestamp};
 use qtk_guest::{Accounts, Entry};
 use serde_json::{Value, json};
 
@@ -61,7 +61,7 @@ pub(crate) fn size_text(metadata: &Metadata) -> String {
 
 /// A user's or group's name, or its number where the guest has no name for it.
 pub(crate) fn account_text(name: Option<&[u8]>, id: u32) -> String {
-    name.map_or_else(|| id.to_string(), lossy)
+    name.map_or_else(|| id.to_string(), |name| DisplayPath(name).to_string())
 }
 
 /// In UTC, whatever the host's time zone.

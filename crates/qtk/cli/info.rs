@@ -57,7 +57,7 @@ fn print(infos: &[ImageInfo]) -> io::Result<()> {
 }
 
 fn print_one(out: &mut impl Write, info: &ImageInfo) -> io::Result<()> {
-    writeln!(out, "image: {}", info.path.display())?;
+    writeln!(out, "image: {}", text::shown(&info.path.to_string_lossy()))?;
     writeln!(out, "file format: {}", info.format.name())?;
     writeln!(out, "virtual size: {} ({} bytes)", size::human(info.virtual_size), info.virtual_size)?;
     writeln!(out, "disk size: {}", size::human(info.actual_size))?;
@@ -65,15 +65,15 @@ fn print_one(out: &mut impl Write, info: &ImageInfo) -> io::Result<()> {
     writeln!(out, "cluster size: {}", size::human(qcow2.cluster_size))?;
     if let Some(name) = &qcow2.backing_name {
         let format = qcow2.backing_format.as_deref().unwrap_or("not recorded");
-        writeln!(out, "backing file: {name} (format: {format})")?;
+        writeln!(out, "backing file: {} (format: {})", text::shown(name), text::shown(format))?;
     }
     let Value::Object(data) = info.to_json()["format-specific"]["data"].take() else { return Ok(()) };
     for (key, value) in data.iter().filter(|(_, value)| !value.is_array()) {
         let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-        writeln!(out, "{}: {text}", key.replace('-', " "))?;
+        writeln!(out, "{}: {}", key.replace('-', " "), text::shown(&text))?;
     }
     for snapshot in &qcow2.snapshots {
-        writeln!(out, "snapshot: {} {}", snapshot.id, snapshot.name)?;
+        writeln!(out, "snapshot: {} {}", text::shown(&snapshot.id), text::shown(&snapshot.name))?;
     }
-    qcow2.bitmaps.iter().try_for_each(|bitmap| writeln!(out, "bitmap: {}", bitmap.name))
+    qcow2.bitmaps.iter().try_for_each(|bitmap| writeln!(out, "bitmap: {}", text::shown(&bitmap.name)))
 }

@@ -1,7 +1,8 @@
-use std::io::{self, Stdin};
+use std::io::Read;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use anyhow::bail;
 use clap::Args;
 use qtk_disk::GuestPath;
 use qtk_guest::Mode;
@@ -9,6 +10,7 @@ use qtk_guest::inject::{InjectOptions, Source, inject};
 
 use super::arguments::{OwnerArguments, guest_path_from};
 use super::guest::GuestArguments;
+use super::text;
 
 /// Copy files, directory trees or standard input into the guest
 #[derive(Args, Debug)]
@@ -40,7 +42,7 @@ impl Inject {
     pub(crate) fn run(&self) -> anyhow::Result<ExitCode> {
         let Some((dest, sources)) = self.paths.split_last() else { return Ok(ExitCode::from(2)) };
         let dest: GuestPath = guest_path_from(dest.as_os_str());
-        let mut stdin = io::stdin();
+        let mut stdin = None;
         let mut sources = plan(sources, &mut stdin)?;
         self.guest.edit(|tree| {
             let options = InjectOptions {
@@ -56,13 +58,17 @@ impl Inject {
     }
 }
 
-fn plan<'a>(paths: &[PathBuf], stdin: &'a mut Stdin) -> anyhow::Result<Vec<Source<'a>>> {
-    let mut stdin = Some(stdin);
-    let source = |path: &PathBuf| match path.as_os_str() == "-" {
-        false => Ok(Source::Path(path.clone())),
-        true => {
-            stdin.take().map(|stdin| Source::Stream(stdin)).ok_or_else(|| anyhow::anyhow!("- can be given only once"))
-        }
+/// The sources; standard input goes into `stdin`.
+fn plan<'a>(paths: &[PathBuf], stdin: &'a mut Option<Box<dyn Read>>) -> anyhow::Result<Vec<Source<'a>>> {
+    match paths.iter().filter(|path| path.as_os_str() == "-").count() {
+        0 => {}
+        1 => *stdin = Some(text::input()?),
+        _ => bail!("- can be given only once"),
+    }
+    let mut stdin = stdin.as_deref_mut();
+    let source = |path: &PathBuf| match stdin.take_if(|_| path.as_os_str() == "-") {
+        Some(stdin) => Source::Stream(stdin),
+        None => Source::Path(path.clone()),
     };
-    paths.iter().map(source).collect()
+    Ok(paths.iter().map(source).collect())
 }

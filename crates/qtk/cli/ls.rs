@@ -67,18 +67,24 @@ impl Ls {
                 writeln!(out, "{}{}:", if first { "" } else { "\n" }, directory.path)?;
             }
             first = false;
-            let lines = if self.long { long_lines(&listing.entries, accounts) } else { short_lines(&listing.entries) };
+            let lines = if self.long { long_lines(&listing, accounts) } else { short_lines(&listing) };
             Ok(lines.iter().try_for_each(|line| writeln!(out, "{line}"))?)
         })?;
         Ok(out.flush()?)
     }
 }
 
-fn short_lines(entries: &[Entry]) -> Vec<String> {
-    entries.iter().map(|entry| DisplayPath(&entry.name).to_string()).collect()
+/// A name where the directory is known, else the whole path.
+fn name<'a>(listing: &Listing, entry: &'a Entry) -> DisplayPath<'a> {
+    DisplayPath(if listing.directory.is_some() { &entry.name } else { entry.path.as_bytes() })
 }
 
-fn long_lines(entries: &[Entry], accounts: &Accounts) -> Vec<String> {
+fn short_lines(listing: &Listing) -> Vec<String> {
+    listing.entries.iter().map(|entry| name(listing, entry).to_string()).collect()
+}
+
+fn long_lines(listing: &Listing, accounts: &Accounts) -> Vec<String> {
+    let entries = &listing.entries;
     let rows: Vec<[String; 4]> = entries.iter().map(|entry| columns(entry, accounts)).collect();
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
     let (links, user, group, size) = (width(0), width(1), width(2), width(3));
@@ -92,7 +98,7 @@ fn long_lines(entries: &[Entry], accounts: &Accounts) -> Vec<String> {
             row[2],
             row[3],
             entry::short_time(entry.metadata.mtime),
-            DisplayPath(&entry.name),
+            name(listing, entry),
         )
     };
     entries.iter().zip(&rows).map(line).collect()

@@ -41,8 +41,8 @@ fn print(image: &Image, entries: &[MapEntry]) -> io::Result<()> {
             Some(offset) => format!("{offset:#x}"),
             None => "compressed".to_owned(),
         };
-        let file = image.layers().get(entry.depth).map_or_else(String::new, |layer| layer.path().display().to_string());
-        writeln!(out, "{:<#15x} {:<#15x} {place:<15} {file}", entry.start, entry.length)?;
+        let file = image.layers().get(entry.depth).map(|layer| layer.path().to_string_lossy()).unwrap_or_default();
+        writeln!(out, "{:<#15x} {:<#15x} {place:<15} {}", entry.start, entry.length, text::shown(&file))?;
     }
     out.flush()
 }

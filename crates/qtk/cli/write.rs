@@ -1,4 +1,4 @@
-use std::io::{self, Read};
+use std::io::Read;
 use std::process::ExitCode;
 
 use clap::Args;
@@ -7,6 +7,7 @@ use qtk_guest::{Mode, WriteOptions};
 
 use super::arguments::{OwnerArguments, guest_path};
 use super::guest::GuestArguments;
+use super::text;
 
 /// Write a file of the guest, from --content or standard input
 #[derive(Args, Debug)]
@@ -37,8 +38,8 @@ pub(crate) struct Write {
 impl Write {
     pub(crate) fn run(&self) -> anyhow::Result<ExitCode> {
         let mut content: Box<dyn Read> = match &self.content {
-            Some(text) => Box::new(text.as_bytes()),
-            None => Box::new(io::stdin().lock()),
+            Some(content) => Box::new(content.as_bytes()),
+            None => text::input()?,
         };
         self.guest.edit(|tree| {
             let owner = self.owner.resolve(tree)?;
