@@ -123,6 +123,14 @@ macro_rules! forward_to_pointee {
 
 forward_to_pointee!(std::sync::Arc<T>, Box<T>, &T);
 
+/// Fills `buf` from `offset` as if `device` went on with zeroes past its end.
+pub fn read_padded(device: &(impl BlockRead + ?Sized), buf: &mut [u8], offset: u64) -> io::Result<()> {
+    let stored = usize::try_from(device.size().saturating_sub(offset)).unwrap_or(usize::MAX).min(buf.len());
+    let (head, tail) = buf.split_at_mut(stored);
+    tail.fill(0);
+    if head.is_empty() { Ok(()) } else { device.read_at(head, offset) }
+}
+
 /// `offset..offset + len`, if it lies within `size` bytes.
 fn checked_range(offset: u64, len: usize, size: u64) -> io::Result<Range<u64>> {
     u64::try_from(len)

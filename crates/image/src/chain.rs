@@ -122,7 +122,7 @@ impl Runs<'_> {
             // Asked for as much as the iteration can use, so that the answer serves many runs of the layers beneath.
             None => self.layers[depth].mapping(at..self.range.end.min(self.layers[depth].size()))?,
         };
-        let run = Mapping { range: at..mapping.range.end.min(end), kind: skip(mapping.kind, at - mapping.range.start) };
+        let run = Mapping { range: at..mapping.range.end.min(end), kind: mapping.kind.skip(at - mapping.range.start) };
         self.found[depth] = Some(mapping);
         Ok(run)
     }
@@ -156,16 +156,6 @@ impl Iterator for Runs<'_> {
             Err(_) => self.range.end,
         };
         Some(run)
-    }
-}
-
-/// A run without its first `bytes`. A compressed cluster has no address within.
-fn skip(kind: MappingKind, bytes: u64) -> MappingKind {
-    let on = |host: qtk_qcow2::HostOffset| qtk_qcow2::HostOffset(host.0 + bytes);
-    match kind {
-        MappingKind::Data { host } => MappingKind::Data { host: on(host) },
-        MappingKind::Zero { host } => MappingKind::Zero { host: host.map(on) },
-        other => other,
     }
 }
 

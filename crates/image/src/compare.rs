@@ -2,7 +2,7 @@ use std::ops::Range;
 use std::path::Path;
 use std::thread::available_parallelism;
 
-use qtk_block::{BlockRead, ExtentKind, Progress};
+use qtk_block::{BlockRead, ExtentKind, Progress, read_padded};
 
 use crate::Error;
 use crate::chain::in_memory;
@@ -87,8 +87,8 @@ impl Pair<'_> {
     fn difference(&self, range: Range<u64>, first: &mut [u8], second: &mut [u8]) -> Result<Option<u64>, Error> {
         let len = in_memory(range.end - range.start);
         let (first, second) = (&mut first[..len], &mut second[..len]);
-        read_padded(self.first, first, range.start)?;
-        read_padded(self.second, second, range.start)?;
+        read_padded(self.first, first, range.start).map_err(read_error(range.start))?;
+        read_padded(self.second, second, range.start).map_err(read_error(range.start))?;
         if first == second {
             return Ok(None);
         }
@@ -99,13 +99,6 @@ impl Pair<'_> {
 
 fn read_error(offset: u64) -> impl FnOnce(std::io::Error) -> Error {
     move |source| Error::Compare { offset, source }
-}
-
-fn read_padded(device: &dyn BlockRead, buf: &mut [u8], offset: u64) -> Result<(), Error> {
-    let stored = in_memory(device.size().saturating_sub(offset)).min(buf.len());
-    let (head, tail) = buf.split_at_mut(stored);
-    tail.fill(0);
-    if head.is_empty() { Ok(()) } else { device.read_at(head, offset).map_err(read_error(offset)) }
 }
 
 enum Step {

@@ -5,7 +5,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use qtk_block::{Access, BlockRead, ExtentKind, HostStorage, ImageLock, LockError, LockMode, RawFile};
+use qtk_block::{Access, BlockRead, ExtentKind, HostStorage, ImageLock, LockError, LockMode, RawFile, read_padded};
 use qtk_qcow2::{HostOffset, Mapping, MappingKind};
 
 use crate::format::{Probe, probe};
@@ -198,10 +198,7 @@ impl ChainLayer {
 
     /// Reads the file itself; past its end lie zeroes.
     pub(crate) fn read_host(&self, buf: &mut [u8], host: HostOffset) -> io::Result<()> {
-        let stored = usize::try_from(self.file.size().saturating_sub(host.0)).unwrap_or(usize::MAX).min(buf.len());
-        let (head, tail) = buf.split_at_mut(stored);
-        tail.fill(0);
-        if head.is_empty() { Ok(()) } else { self.file.read_at(head, host.0) }
+        read_padded(&*self.file, buf, host.0)
     }
 }
 

@@ -10,7 +10,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use qtk_block::{Access, BlockRead, BlockWrite, Extent, ExtentKind, RawFile};
+use qtk_block::{Access, BlockRead, BlockWrite, Extent, ExtentKind, RawFile, read_padded};
 use qtk_qcow2::{Backing, CreateOptions, Layer};
 use sha2::{Digest, Sha256};
 use zerocopy::big_endian::U64;
@@ -208,13 +208,8 @@ impl Target {
     }
 
     fn read_image(&self, buf: &mut [u8], offset: u64) -> Result<(), Error> {
-        let stored = in_memory(self.image.size().saturating_sub(offset)).min(buf.len());
-        let (head, tail) = buf.split_at_mut(stored);
-        tail.fill(0);
-        if head.is_empty() {
-            return Ok(());
-        }
-        self.image.read_at(head, offset).map_err(|source| Error::Read { path: self.image_path.clone(), offset, source })
+        let read = read_padded(&*self.image, buf, offset);
+        read.map_err(|source| Error::Read { path: self.image_path.clone(), offset, source })
     }
 
     /// Copies what the log holds into the image. Can be done again after it was cut short.

@@ -33,10 +33,9 @@ impl ImageFile {
 
     /// Reads what lies in the file and takes the rest as zeroes: the last cluster may be cut short.
     pub(crate) fn read_padded(&self, buf: &mut [u8], offset: HostOffset) -> Result<(), Error> {
-        let stored = in_memory(self.storage.size().saturating_sub(offset.0)).min(buf.len());
-        let (head, tail) = buf.split_at_mut(stored);
-        tail.fill(0);
-        if head.is_empty() { Ok(()) } else { self.read(head, offset) }
+        let len = buf.len() as u64;
+        let read = qtk_block::read_padded(&*self.storage, buf, offset.0);
+        read.map_err(|source| self.io(Action::Read, offset.0, len, source))
     }
 
     /// Reads a structure of `len` bytes, after checking that the file holds it, so that memory is bounded by the file.

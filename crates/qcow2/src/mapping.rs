@@ -64,7 +64,8 @@ impl MappingKind {
     }
 
     /// The same run without its first `bytes`, for which a compressed cluster has no address.
-    fn skip(self, bytes: u64) -> Self {
+    #[must_use]
+    pub fn skip(self, bytes: u64) -> Self {
         match self {
             Self::Zero { host: Some(host) } => Self::Zero { host: Some(host.plus(bytes)) },
             Self::Data { host } => Self::Data { host: host.plus(bytes) },

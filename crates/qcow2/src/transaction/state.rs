@@ -3,7 +3,7 @@ use std::collections::btree_map::Entry;
 use std::ops::Range;
 use std::sync::Arc;
 
-use qtk_block::{BlockRead, Extent, ExtentKind};
+use qtk_block::{BlockRead, Extent, ExtentKind, read_padded};
 
 use super::refcounts::Refcounts;
 use crate::entry::{Cluster, L2Entry};
@@ -111,14 +111,8 @@ impl State {
 
     /// A backing image may be smaller than the image on it, which then reads as zeroes past its end.
     fn read_backing(&self, backing: &dyn BlockRead, buf: &mut [u8], offset: u64) -> Result<(), Error> {
-        let stored = in_memory(backing.size().saturating_sub(offset)).min(buf.len());
-        let (head, tail) = buf.split_at_mut(stored);
-        tail.fill(0);
-        if head.is_empty() {
-            return Ok(());
-        }
-        let len = head.len() as u64;
-        backing.read_at(head, offset).map_err(|source| {
+        let len = buf.len() as u64;
+        read_padded(backing, buf, offset).map_err(|source| {
             let image = self.file().name.to_string();
             Error::Backing { image, offset: crate::types::GuestOffset(offset), len, source }
         })
