@@ -5,8 +5,9 @@
 //! order of the disk, and a [`Footer`]. Sectors, because a copy cut short by a power failure is torn between sectors: each
 //! one is old or new, or somebody else's.
 
-use std::fs::File;
+use std::fs::{File, Permissions};
 use std::io;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -94,7 +95,7 @@ impl RedoLog {
             return Err(Error::Invalid { path: path.to_owned(), problem });
         }
         let target = Target::new(raw.file(), path);
-        let log = target.create_log()?;
+        let log = target.create_log(metadata.permissions())?;
         match target.begin_overlay(&log, raw.size(), chain) {
             Ok(overlay) => Ok(Self { overlay, log, target }),
             Err(error) => {
@@ -189,9 +190,10 @@ impl Target {
         Self { image: image.clone(), image_path: resolved(path), log_path: log_path(path) }
     }
 
-    fn create_log(&self) -> Result<Arc<RawFile>, Error> {
-        let file = File::options().read(true).write(true).create_new(true).open(&self.log_path);
-        let log = file.and_then(RawFile::from_file);
+    /// Makes an empty log, which holds what the image holds and so is for nobody else to read.
+    fn create_log(&self, permissions: Permissions) -> Result<Arc<RawFile>, Error> {
+        let file = File::options().read(true).write(true).create_new(true).mode(0o600).open(&self.log_path);
+        let log = file.and_then(|file| file.set_permissions(permissions).and_then(|()| RawFile::from_file(file)));
         Ok(Arc::new(log.map_err(Error::io(&self.log_path, "create the transaction's log"))?))
     }
 
@@ -359,7 +361,8 @@ pub(crate) fn clear_place(path: &Path) -> Result<(), Error> {
 fn open_log(path: &Path) -> Result<Option<Arc<RawFile>>, Error> {
     match RawFile::open(path, Access::ReadOnly) {
         Ok(log) => Ok(Some(Arc::new(log))),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        // An image's name may leave no room for the log's.
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidFilename) => Ok(None),
         Err(error) => Err(Error::io(path, "open the log of an unfinished transaction")(error)),
     }
 }

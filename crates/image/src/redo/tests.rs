@@ -192,6 +192,27 @@ fn a_log_is_not_left_to_another_image() {
 }
 
 #[test]
+fn the_log_is_as_private_as_the_image() {
+    use std::os::unix::fs::PermissionsExt;
+    let scene = Scene::new();
+    for mode in [0o600, 0o640] {
+        std::fs::set_permissions(&scene.path, std::fs::Permissions::from_mode(mode)).unwrap();
+        let _log = scene.begin();
+        assert_eq!(log_path(&scene.path).metadata().unwrap().permissions().mode() & 0o777, mode);
+    }
+}
+
+#[test]
+fn an_image_with_too_long_a_name_for_a_log_can_be_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("n".repeat(255));
+    std::fs::write(&path, [1; 512]).unwrap();
+    Image::open(&path, &OpenOptions::default()).unwrap();
+    let error = Image::open(&path, &OpenOptions::writable()).unwrap().begin().unwrap_err();
+    assert!(error.to_string().contains("create the transaction's log"), "{error}");
+}
+
+#[test]
 fn the_log_is_a_valid_image_of_the_new_state() {
     let scene = Scene::new();
     scene.record();
