@@ -60,6 +60,14 @@ impl RawFile {
         &self.file
     }
 
+    /// Takes the space that writes to `range` will need, where the file system can. What the range reads as stays the same.
+    pub fn reserve(&self, range: Range<u64>) -> io::Result<()> {
+        if !self.is_device && !range.is_empty() {
+            self.fallocate(FallocateFlags::KEEP_SIZE, &range)?;
+        }
+        Ok(())
+    }
+
     fn fallocate(&self, flags: FallocateFlags, range: &Range<u64>) -> io::Result<bool> {
         match rustix::fs::fallocate(&self.file, flags, range.start, range.end - range.start) {
             Ok(()) => Ok(true),
@@ -185,6 +193,20 @@ mod tests {
         raw.read_at(&mut buf, 1 << 20).unwrap();
         assert_eq!(buf, [0; 16]);
         assert!(raw.read_at(&mut buf, (3 << 20) - 1).is_err());
+    }
+
+    #[test]
+    fn reserves_space_without_changing_what_is_read() {
+        use std::os::unix::fs::MetadataExt;
+        let raw = RawFile::from_file(tempfile::tempfile().unwrap()).unwrap();
+        raw.set_size(1 << 20).unwrap();
+        raw.write_at(b"kept", 5000).unwrap();
+        raw.reserve(0..1 << 20).unwrap();
+        assert!(raw.file().metadata().unwrap().blocks() * 512 >= 1 << 20);
+        let mut content = vec![1; 1 << 20];
+        raw.read_at(&mut content, 0).unwrap();
+        assert_eq!(content.iter().filter(|&&byte| byte != 0).count(), 4);
+        assert_eq!(raw.file().metadata().unwrap().len(), 1 << 20);
     }
 
     #[test]

@@ -178,7 +178,8 @@ impl Error {
     #[must_use]
     pub fn is_corruption(&self) -> bool {
         match self {
-            Self::Qcow2(error) => matches!(error, qtk_qcow2::Error::Corrupt { .. }),
+            Self::Qcow2(qtk_qcow2::Error::Corrupt { .. }) => true,
+            Self::Qcow2(qtk_qcow2::Error::Backing { source, .. }) => source.kind() == io::ErrorKind::InvalidData,
             Self::Backing { source, .. } => source.is_corruption(),
             Self::Io { source, .. } | Self::Read { source, .. } | Self::Compare { source, .. } => {
                 source.kind() == io::ErrorKind::InvalidData

@@ -131,7 +131,12 @@ impl RedoLog {
         let mut all = Sha256::new();
         let write_error = || Error::io(&self.target.log_path, "write to it");
         for extent in replaced(&layer) {
-            let range = extent.map_err(Error::io(&self.target.log_path, "read it"))?.range;
+            let Extent { range, kind } = extent.map_err(Error::io(&self.target.log_path, "read it"))?;
+            if kind == ExtentKind::Data {
+                // So that a full disk is noticed while the image can still stay as it is.
+                let reserve = self.target.image.reserve(range.clone());
+                reserve.map_err(Error::io(&self.target.image_path, "reserve space in it"))?;
+            }
             let mut old = vec![0; in_memory(range.end - range.start)];
             self.target.read_image(&mut old, range.start)?;
             let digests: Vec<u8> = old.chunks(SECTOR_LEN).flat_map(digest).collect();
