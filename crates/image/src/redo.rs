@@ -9,7 +9,7 @@ use std::fs::{File, Permissions};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use qtk_block::{Access, BlockRead, BlockWrite, Extent, ExtentKind, RawFile, read_padded};
 use qtk_qcow2::{Backing, CreateOptions, Layer};
@@ -75,6 +75,8 @@ pub(crate) struct RedoLog {
     overlay: qtk_qcow2::Transaction,
     log: Arc<RawFile>,
     target: Target,
+    /// The log once it is complete: then only copying it can be tried again.
+    recorded: Mutex<Option<Layer>>,
 }
 
 /// A raw image and its log, by name and open.
@@ -97,7 +99,7 @@ impl RedoLog {
         let target = Target::new(raw.file(), path);
         let log = target.create_log(metadata.permissions())?;
         match target.begin_overlay(&log, raw.size(), chain) {
-            Ok(overlay) => Ok(Self { overlay, log, target }),
+            Ok(overlay) => Ok(Self { overlay, log, target, recorded: Mutex::default() }),
             Err(error) => {
                 target.remove_log()?;
                 Err(error)
@@ -110,15 +112,16 @@ impl RedoLog {
     }
 
     pub(crate) fn commit(&self) -> Result<(), Error> {
-        let layer = match self.record() {
-            Ok(layer) => layer,
-            Err(error) => {
+        let mut recorded = self.recorded.lock().unwrap_or_else(PoisonError::into_inner);
+        let layer = match recorded.take() {
+            Some(layer) => layer,
+            None => self.record().inspect_err(|_| {
                 // It may look complete, though the disk has not said that it is stored.
                 let _ = self.target.remove_log();
-                return Err(error);
-            }
+            })?,
         };
-        self.target.apply(&layer).map_err(|source| self.target.unfinished(source))?;
+        let layer = recorded.insert(layer);
+        self.target.apply(layer).map_err(|source| self.target.unfinished(source))?;
         self.target.remove_log()
     }
 

@@ -7,29 +7,52 @@ use qtk_image::{Error, FlattenOptions, Format, Image, NewImage, OpenOptions, cre
 
 use crate::common::{Folder, noise};
 
-/// Runs an ignored test of this program where no file can grow beyond 4 MiB.
-fn run_limited(test: &str) {
+/// Runs an ignored test of this program in a folder, and where nothing can be written beyond the first 4 MiB of a file.
+fn run_limited(test: &str, folder: &Folder) {
     // With the signal ignored, a write that is too long fails like one to a full disk.
     let script = "trap '' XFSZ; ulimit -f 8192; exec \"$0\" --ignored --exact \"$1\"";
     let program = std::env::current_exe().unwrap();
-    let output = Command::new("sh").args(["-c", script]).arg(program).arg(test).output().unwrap();
+    let output =
+        Command::new("sh").args(["-c", script]).arg(program).arg(test).current_dir(folder.path()).output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success() && text.contains("1 passed"), "{text}");
 }
 
 #[test]
 fn nothing_is_left_of_a_flatten() {
-    run_limited("full_disk::limited_flatten");
+    run_limited("full_disk::limited_flatten", &Folder::new());
 }
 
 #[test]
 fn a_raw_image_is_left_as_it_was() {
-    run_limited("full_disk::limited_raw_transaction");
+    run_limited("full_disk::limited_raw_transaction", &Folder::new());
 }
 
 #[test]
 fn a_qcow2_image_is_left_as_it_was() {
-    run_limited("full_disk::limited_qcow2_transaction");
+    run_limited("full_disk::limited_qcow2_transaction", &Folder::new());
+}
+
+#[test]
+fn a_copy_of_the_log_that_fails_can_be_finished() {
+    let folder = Folder::new();
+    std::fs::File::create(folder.file("disk.raw")).unwrap().set_len(8 << 20).unwrap();
+    run_limited("full_disk::limited_copy_of_the_log", &folder);
+    assert_eq!(folder.names(), ["disk.raw", "disk.raw.qtk-txn"]);
+    drop(Image::open(folder.file("disk.raw"), &OpenOptions::writable()).unwrap());
+    assert_eq!(folder.names(), ["disk.raw"]);
+    assert!(std::fs::read(folder.file("disk.raw")).unwrap()[6 << 20..][..100_000] == noise(4, 100_000));
+}
+
+#[test]
+#[ignore = "needs a limit on file sizes, which another test sets"]
+fn limited_copy_of_the_log() {
+    let transaction = Image::open("disk.raw", &OpenOptions::writable()).unwrap().begin().unwrap();
+    transaction.write_at(&noise(4, 100_000), 6 << 20).unwrap();
+    for _ in 0..2 {
+        let error = transaction.commit().unwrap_err();
+        assert!(matches!(error, Error::Unfinished { .. }), "{error}");
+    }
 }
 
 fn raw_disk(folder: &Folder) -> Vec<u8> {
