@@ -76,7 +76,7 @@ pub(crate) struct RedoLog {
     log: Arc<RawFile>,
     target: Target,
     /// The log once it is complete: then only copying it can be tried again.
-    recorded: Mutex<Option<Layer>>,
+    recorded: Mutex<Option<Box<Layer>>>,
 }
 
 /// A raw image and its log, by name and open.
@@ -115,7 +115,7 @@ impl RedoLog {
         let mut recorded = self.recorded.lock().unwrap_or_else(PoisonError::into_inner);
         let layer = match recorded.take() {
             Some(layer) => layer,
-            None => self.record().inspect_err(|_| {
+            None => self.record().map(Box::new).inspect_err(|_| {
                 // It may look complete, though the disk has not said that it is stored.
                 let _ = self.target.remove_log();
             })?,

@@ -22,7 +22,7 @@ pub struct Transaction {
 #[derive(Debug)]
 enum Change {
     Qcow2(qtk_qcow2::Transaction),
-    Raw(Box<RedoLog>),
+    Raw(RedoLog),
 }
 
 impl Transaction {
@@ -38,7 +38,7 @@ impl Transaction {
                 let beneath = chain.beneath().map(|beneath| std::sync::Arc::new(beneath) as _);
                 Change::Qcow2(qtk_qcow2::Transaction::begin(layer.clone(), beneath)?)
             }
-            None => Change::Raw(Box::new(RedoLog::begin(top, &chain)?)),
+            None => Change::Raw(RedoLog::begin(top, &chain)?),
         };
         Ok(Self { format_probed: top.format_probed(), change, chain })
     }
