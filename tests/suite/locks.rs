@@ -75,8 +75,8 @@ fn qemu_refuses_what_qtk_writes() {
     let workshop = Workshop::new();
     let mut writer = workshop.qtk("write base.qcow2 /etc/x");
     let mut writer = writer.stdin(Stdio::piped()).spawn().unwrap();
-    // The lock is taken before standard input is read; the image's new length shows that content has arrived.
-    writer.stdin.as_mut().unwrap().write_all(&vec![1; 8 << 20]).unwrap();
+    // Once qtk has taken more than it reads ahead, it holds the image.
+    writer.stdin.as_mut().unwrap().write_all(&vec![1; 40 << 20]).unwrap();
     let refused = |line: &str| fails(&mut workshop.sh("qemu-img", line), 1, &["lock"]);
     refused("info base.qcow2");
     refused("snapshot -c no base.qcow2");
