@@ -22,7 +22,7 @@ fn pointers_per_block(fs: &Ext4) -> u64 {
 }
 
 /// One past the last block of a file that the pointers can reach.
-fn end(block_len: usize) -> u64 {
+pub(crate) fn end(block_len: usize) -> u64 {
     let per_block = (block_len / POINTER_LEN) as u64;
     DIRECT + (1..=LEVELS).map(|level| per_block.pow(level)).sum::<u64>()
 }

@@ -261,6 +261,26 @@ fn two_runs_give_the_same_bytes() {
 }
 
 #[test]
+fn no_file_outgrows_its_block_map() {
+    const SIZES: [u64; 5] = [1 << 32, 1 << 34, (1 << 34) + (1 << 28), 1 << 41, 1 << 43];
+    let tuned = image_with("16M", &["-b", "1024", "-O", "^extent,^64bit"], &["file"]);
+    support::tool("tune2fs", &["-O", "extent", tuned.path().to_str().unwrap()]);
+    let shapes = SHAPES.iter().map(|shape| image_with("64M", shape, &["file"]));
+    for image in shapes.chain([tuned]) {
+        for size in SIZES {
+            let mut editor = edit(&image);
+            let file = resolve(editor.fs(), "file");
+            match editor.truncate(file, size) {
+                Err(Error::FileTooLarge(_)) => continue,
+                result => result.unwrap(),
+            }
+            editor.commit().unwrap();
+            image.assert_clean();
+        }
+    }
+}
+
+#[test]
 fn refuses_by_name_what_it_cannot_keep_up() {
     for (feature, args) in [
         ("quota", vec!["-O", "quota"]),

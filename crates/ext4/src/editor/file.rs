@@ -9,7 +9,7 @@ use crate::inode::{FLAG_APPEND, FLAG_IMMUTABLE, Inode, Time};
 use crate::map::{FileMap, Target};
 use crate::metadata::FileType;
 use crate::superblock::Superblock;
-use crate::{Ino, extent};
+use crate::{Ino, block_map, extent};
 
 /// Files above this size need the feature `large_file`.
 const LARGE: u64 = (1 << 31) - 1;
@@ -65,7 +65,9 @@ impl Editor {
     }
 
     fn check_size(&self, ino: Ino, size: u64) -> Result<()> {
-        if self.fs.geometry().blocks_for(size) > extent::END { Err(Error::FileTooLarge(ino)) } else { Ok(()) }
+        let geometry = self.fs.geometry();
+        let reach = if self.uses_extents() { extent::END } else { block_map::end(geometry.block_len()) };
+        if geometry.blocks_for(size) > reach.min(extent::END) { Err(Error::FileTooLarge(ino)) } else { Ok(()) }
     }
 
     /// Writes content of any inode with blocks, and sets its size. The caller stores the inode.
@@ -144,9 +146,8 @@ impl Editor {
     pub(crate) fn set_content_size(&mut self, inode: &mut Inode, size: u64) -> Result<()> {
         self.release_reservation(inode.ino())?;
         let is_dir = inode.is(FileType::Directory);
-        if size <= inode.size() {
-            self.cut_map(inode, self.fs.geometry().blocks_for(size), is_dir)?;
-        }
+        // Where nothing is cut off, this still brings the map into the form that reaches this far.
+        self.cut_map(inode, self.fs.geometry().blocks_for(size), is_dir)?;
         if !is_dir {
             let map = FileMap::load(&self.fs, inode)?;
             self.zero_tail(&map, size.min(inode.size()), u64::MAX)?;

@@ -22,7 +22,8 @@ impl OpenMap {
 }
 
 impl Editor {
-    fn uses_extents(&self) -> bool {
+    /// Whether maps are stored as extent trees, whatever form they had.
+    pub(super) fn uses_extents(&self) -> bool {
         self.fs.superblock.features().has_incompat(incompat::EXTENTS)
     }
 
