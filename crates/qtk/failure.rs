@@ -23,9 +23,9 @@ pub(crate) fn describe(error: &anyhow::Error) -> String {
     DisplayPath(line.as_bytes()).to_string()
 }
 
-/// 3 where an image turned out to be damaged, else 1.
-pub(crate) fn exit_code(error: &anyhow::Error) -> ExitCode {
-    if causes(error).any(is_corruption) { ExitCode::from(3) } else { ExitCode::FAILURE }
+/// 3 where an image turned out to be damaged, else `otherwise`.
+pub(crate) fn exit_code(error: &anyhow::Error, otherwise: u8) -> ExitCode {
+    ExitCode::from(if causes(error).any(is_corruption) { 3 } else { otherwise })
 }
 
 /// Whether the reader of our output has gone, as `qtk ls | head` makes it.

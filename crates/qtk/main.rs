@@ -17,7 +17,7 @@ fn main() -> ExitCode {
         Err(error) => {
             // Nobody is left to tell if standard error is gone too.
             let _ = writeln!(io::stderr(), "qtk: {}", failure::describe(&error));
-            failure::exit_code(&error)
+            failure::exit_code(&error, cli::failure_code(&arguments.command))
         }
     }
 }

@@ -68,4 +68,6 @@ fn compare_tells_with_its_exit_code() {
     let differing = crate::support::run(&mut workshop.qtk("compare base.qcow2 overlay.qcow2"));
     let judge = crate::support::run(&mut workshop.sh("qemu-img", "compare base.qcow2 overlay.qcow2"));
     assert_eq!((differing.code, differing.stdout), (1, judge.stdout));
+    // 1 is an answer, so a failure must be something else; it is 2 in qemu-img too.
+    fails(&mut workshop.qtk("compare base.qcow2 missing.qcow2"), 2, &["missing.qcow2"]);
 }

@@ -14,7 +14,8 @@ use crate::progress::Bar;
 /// Tell whether two images hold the same disk
 #[derive(Args, Debug)]
 #[command(
-    after_help = "Exit code 0 where they do, 1 where they differ. A longer image is the same if its rest is zero."
+    after_help = "Exit code 0 where they do, 1 where they differ, 2 where that cannot be told, 3 where an image is corrupt.\n\
+    A longer image is the same if its rest is zero."
 )]
 pub(crate) struct Compare {
     /// One image

@@ -32,8 +32,10 @@ use clap::{Parser, Subcommand};
 /// VM disk images: look inside, edit, flatten, compress. Without root, a hypervisor or a kernel module.
 #[derive(Debug, Parser)]
 #[command(name = "qtk", version, arg_required_else_help = true, max_term_width = 100)]
-#[command(after_help = "Exit codes: 0 done, 1 failed (compare: images differ), 2 wrong usage, 3 corruption found.\n\
-    Every verb that prints facts takes --json. Every edit is a transaction: it happens whole, or the image stays as it was.")]
+#[command(
+    after_help = "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 corruption found; compare: 0 same, 1 different, 2 failed.\n\
+    Every verb that prints facts takes --json. Every edit is a transaction: it happens whole, or the image stays as it was."
+)]
 pub(crate) struct Arguments {
     #[command(subcommand)]
     pub(crate) command: Verb,
@@ -60,6 +62,14 @@ pub(crate) enum Verb {
     Chmod(chmod::Chmod),
     Chown(chown::Chown),
     Demo(demo::Demo),
+}
+
+/// The exit code of a failure. Where 1 is an answer, as in cmp(1), failures have another.
+pub(crate) fn failure_code(verb: &Verb) -> u8 {
+    match verb {
+        Verb::Compare(_) => 2,
+        _ => 1,
+    }
 }
 
 /// Does what the command line asked for.
