@@ -236,3 +236,12 @@ fn a_damaged_journal_is_an_error() {
     assert!(error.to_string().starts_with("journal block 2: the checksum"), "{error}");
     assert!(Editor::open(image.device(), EditOptions::new(NOW)).is_err());
 }
+
+#[test]
+fn a_log_that_the_superblock_does_not_announce_is_not_edited_over() {
+    let image = handmade(DISTRIBUTION, "", true);
+    image.debugfs_write("feature -needs_recovery\n");
+    let error = Editor::open(image.device(), EditOptions::new(NOW)).unwrap_err();
+    assert!(error.to_string().starts_with("journal block 0: the journal holds changes"), "{error}");
+    image.open();
+}

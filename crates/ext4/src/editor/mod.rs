@@ -105,6 +105,7 @@ impl Editor {
             editor.fs.cache.modify(replayed.superblock, |block| block[..empty.len()].copy_from_slice(&empty))?;
             editor
         } else {
+            refuse_stray_log(&fs)?;
             Self::over(fs, device, options)
         };
         editor.process_orphans()?;
@@ -256,6 +257,15 @@ fn bitmap_place(descriptor: &GroupDescriptor, kind: BitmapKind) -> BlockNr {
         BitmapKind::Blocks => descriptor.block_bitmap(),
         BitmapKind::Inodes => descriptor.inode_bitmap(),
     }
+}
+
+/// Refuses a log that the superblock says nothing of: e2fsck would offer to play it, over the edits.
+fn refuse_stray_log(fs: &Ext4) -> Result<()> {
+    if fs.superblock.journal().is_none() || Journal::open(fs)?.is_empty() {
+        return Ok(());
+    }
+    let problem = "the journal holds changes, but the superblock does not say that they are to be replayed";
+    Err(Error::corrupt(Place::Journal(0), problem))
 }
 
 fn check_writable(fs: &Ext4) -> Result<()> {

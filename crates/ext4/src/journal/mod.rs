@@ -48,6 +48,11 @@ impl<'a> Journal<'a> {
         Ok(Self { fs, map, superblock })
     }
 
+    /// Whether there is nothing to replay.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.superblock.start().is_none()
+    }
+
     /// Copies every committed block to its place on `target`, which is the file system's device or lies over it.
     pub(crate) fn replay(self, target: &dyn BlockWrite) -> Result<Replayed> {
         let next = match self.superblock.start() {
