@@ -7,45 +7,54 @@ use qtk_image::{Error, FlattenOptions, Format, Image, NewImage, OpenOptions, cre
 
 use crate::common::{Folder, noise};
 
-/// Runs an ignored test of this program in a folder, and where nothing can be written beyond the first 4 MiB of a file.
-fn run_limited(test: &str, folder: &Folder) {
+/// Set in the process that works under the limit.
+const LIMITED: &str = "QTK_TEST_LIMITED";
+
+/// Runs a test once more where nothing can be written beyond the first 4 MiB of a file: there, `work` is done, in a folder that
+/// `prepare` has filled. Gives the folder afterwards; nothing in the limited process.
+fn where_the_disk_is_full(test: &str, prepare: impl FnOnce(&Folder), work: impl FnOnce()) -> Option<Folder> {
+    if std::env::var_os(LIMITED).is_some() {
+        work();
+        return None;
+    }
+    let folder = Folder::new();
+    prepare(&folder);
     // With the signal ignored, a write that is too long fails like one to a full disk.
-    let script = "trap '' XFSZ; ulimit -f 8192; exec \"$0\" --ignored --exact \"$1\"";
-    let program = std::env::current_exe().unwrap();
-    let output =
-        Command::new("sh").args(["-c", script]).arg(program).arg(test).current_dir(folder.path()).output().unwrap();
+    let script = "trap '' XFSZ; ulimit -f 8192; exec \"$0\" --exact \"$1\"";
+    let mut limited = Command::new("sh");
+    limited.args(["-c", script]).arg(std::env::current_exe().unwrap()).arg(format!("full_disk::{test}"));
+    let output = limited.env(LIMITED, "yes").current_dir(folder.path()).output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success() && text.contains("1 passed"), "{text}");
+    Some(folder)
 }
 
 #[test]
 fn nothing_is_left_of_a_flatten() {
-    run_limited("full_disk::limited_flatten", &Folder::new());
+    where_the_disk_is_full("nothing_is_left_of_a_flatten", |_| {}, limited_flatten);
 }
 
 #[test]
 fn a_raw_image_is_left_as_it_was() {
-    run_limited("full_disk::limited_raw_transaction", &Folder::new());
+    where_the_disk_is_full("a_raw_image_is_left_as_it_was", |_| {}, limited_raw_transaction);
 }
 
 #[test]
 fn a_qcow2_image_is_left_as_it_was() {
-    run_limited("full_disk::limited_qcow2_transaction", &Folder::new());
+    where_the_disk_is_full("a_qcow2_image_is_left_as_it_was", |_| {}, limited_qcow2_transaction);
 }
 
 #[test]
 fn a_copy_of_the_log_that_fails_can_be_finished() {
-    let folder = Folder::new();
-    std::fs::File::create(folder.file("disk.raw")).unwrap().set_len(8 << 20).unwrap();
-    run_limited("full_disk::limited_copy_of_the_log", &folder);
+    let sparse = |folder: &Folder| std::fs::File::create(folder.file("disk.raw")).unwrap().set_len(8 << 20).unwrap();
+    let test = "a_copy_of_the_log_that_fails_can_be_finished";
+    let Some(folder) = where_the_disk_is_full(test, sparse, limited_copy_of_the_log) else { return };
     assert_eq!(folder.names(), ["disk.raw", "disk.raw.qtk-txn"]);
     drop(Image::open(folder.file("disk.raw"), &OpenOptions::writable()).unwrap());
     assert_eq!(folder.names(), ["disk.raw"]);
     assert!(std::fs::read(folder.file("disk.raw")).unwrap()[6 << 20..][..100_000] == noise(4, 100_000));
 }
 
-#[test]
-#[ignore = "needs a limit on file sizes, which another test sets"]
 fn limited_copy_of_the_log() {
     let transaction = Image::open("disk.raw", &OpenOptions::writable()).unwrap().begin().unwrap();
     transaction.write_at(&noise(4, 100_000), 6 << 20).unwrap();
@@ -61,8 +70,6 @@ fn raw_disk(folder: &Folder) -> Vec<u8> {
     content
 }
 
-#[test]
-#[ignore = "needs a limit on file sizes, which another test sets"]
 fn limited_flatten() {
     let folder = Folder::new();
     raw_disk(&folder);
@@ -82,8 +89,6 @@ fn limited_flatten() {
     assert_eq!(folder.names(), ["disk.raw", "top.qcow2"]);
 }
 
-#[test]
-#[ignore = "needs a limit on file sizes, which another test sets"]
 fn limited_raw_transaction() {
     let folder = Folder::new();
     let before = raw_disk(&folder);
@@ -96,8 +101,6 @@ fn limited_raw_transaction() {
     assert_eq!(folder.names(), ["disk.raw"]);
 }
 
-#[test]
-#[ignore = "needs a limit on file sizes, which another test sets"]
 fn limited_qcow2_transaction() {
     let folder = Folder::new();
     create_image(&folder.file("top.qcow2"), &NewImage { size: Some(16 << 20), ..NewImage::default() }).unwrap();
