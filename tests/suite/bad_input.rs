@@ -79,7 +79,7 @@ fn a_truncated_image_is_corrupt() {
     refused(&workshop, "base.qcow2", 3, &["base.qcow2", "past"]);
     for len in [0, 3, 71] {
         File::options().write(true).open(workshop.path("base.qcow2")).unwrap().set_len(len).unwrap();
-        let ran = run(&mut workshop.qtk("ls -f qcow2 base.qcow2 /"));
+        let ran = run(&mut workshop.qtk("ls --image-format qcow2 base.qcow2 /"));
         assert!(matches!(ran.code, 1 | 3) && ran.stderr.contains("base.qcow2"), "{len} bytes: {}", ran.stderr);
     }
 }

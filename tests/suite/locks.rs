@@ -48,7 +48,7 @@ fn an_image_in_use_is_refused_and_stays_as_it_is() {
     fails(&mut workshop.qtk("ls base.qcow2 /"), 1, &["-U"]);
     ok(&mut workshop.qtk("ls -U base.qcow2 /"));
     ok(&mut workshop.qtk("info --force-share base.qcow2"));
-    fails(&mut workshop.qtk("write -U base.qcow2 /etc/x --content x"), 1, &["reading only"]);
+    fails(&mut workshop.qtk("write -U base.qcow2 /etc/x --content x"), 2, &["-U"]);
     drop(holder);
     assert_eq!(std::fs::read(workshop.path("base.qcow2")).unwrap(), before);
     ok(&mut workshop.qtk("write base.qcow2 /etc/x --content x"));

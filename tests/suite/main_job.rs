@@ -106,7 +106,7 @@ fn inject_into_a_raw_copy() {
     let guest = guests().join("ubuntu.qcow2");
     let raw = payload.workshop.path("image.raw");
     ok(&mut command("qemu-img", &["convert", "-O", "raw", arg(&guest), arg(&raw)]));
-    payload.inject_into("-f raw image.raw");
+    payload.inject_into("--image-format raw image.raw");
     assert!(!payload.workshop.path("image.raw.qtk-txn").exists(), "the redo log stays only after a crash");
     payload.judge(&guest, "image.raw");
 }

@@ -57,14 +57,15 @@ fn the_tree_changes_as_with_coreutils() {
         "mkdir --parents --mode 0750 base.qcow2 /var/lib/a/b",
         "write base.qcow2 /var/lib/a/b/one --content 1",
         "ln base.qcow2 /var/lib/a/b/one /var/lib/a/two",
-        "ln -s base.qcow2 b/one /var/lib/a/three",
+        "ln -s base.qcow2 b/four /var/lib/a/three",
+        "ln -sf base.qcow2 b/one /var/lib/a/three",
         "mv base.qcow2 /var/lib/a/b/one /var/lib/a/b/four",
         "chmod base.qcow2 u+x,go-r /var/lib/a/two",
         "chown -R base.qcow2 4321:4322 /var/lib/a",
         "mkdir base.qcow2 /var/lib/gone",
         "write base.qcow2 /var/lib/gone/file --content x",
         "rm -r base.qcow2 /var/lib/gone",
-        "rm --force base.qcow2 /var/lib/gone",
+        "rm -rf base.qcow2 /var/lib/gone",
     ] {
         ok(&mut workshop.qtk(line));
     }

@@ -6,13 +6,13 @@ use clap::Args;
 use qtk_disk::GuestPath;
 
 use super::arguments::guest_path;
-use super::guest::GuestArguments;
+use super::guest::GuestToRead;
 
 /// Print files of the guest
 #[derive(Args, Debug)]
 pub(crate) struct Cat {
     #[command(flatten)]
-    guest: GuestArguments,
+    guest: GuestToRead,
 
     /// Files in the guest
     #[arg(required = true, value_parser = guest_path())]
@@ -21,7 +21,7 @@ pub(crate) struct Cat {
 
 impl Cat {
     pub(crate) fn run(&self) -> anyhow::Result<ExitCode> {
-        let tree = self.guest.read()?;
+        let tree = self.guest.open()?;
         let mut out = io::stdout().lock();
         self.guest.name_errors(|| self.path.iter().try_for_each(|path| Ok(qtk_guest::cat(&tree, path, &mut out)?)))?;
         // What follows the last newline still waits, and at exit a failure would go unnoticed.

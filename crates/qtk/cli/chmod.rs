@@ -5,13 +5,13 @@ use qtk_disk::GuestPath;
 use qtk_guest::Mode;
 
 use super::arguments::guest_path;
-use super::guest::GuestArguments;
+use super::guest::GuestToEdit;
 
 /// Change the permissions of files in the guest
 #[derive(Args, Debug)]
 pub(crate) struct Chmod {
     #[command(flatten)]
-    guest: GuestArguments,
+    guest: GuestToEdit,
 
     /// Octal permissions, or changes such as u+x,go-w
     #[arg(allow_hyphen_values = true)]

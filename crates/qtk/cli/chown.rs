@@ -5,13 +5,13 @@ use qtk_disk::GuestPath;
 use qtk_guest::{Accounts, ChownOptions, Owner};
 
 use super::arguments::guest_path;
-use super::guest::GuestArguments;
+use super::guest::GuestToEdit;
 
 /// Change whom files in the guest belong to
 #[derive(Args, Debug)]
 pub(crate) struct Chown {
     #[command(flatten)]
-    guest: GuestArguments,
+    guest: GuestToEdit,
 
     /// USER, USER:GROUP, USER: or :GROUP; names are the guest's
     owner: Owner,

@@ -9,14 +9,14 @@ use qtk_guest::Mode;
 use qtk_guest::inject::{InjectOptions, Source, inject};
 
 use super::arguments::{OwnerArguments, guest_path_from};
-use super::guest::GuestArguments;
+use super::guest::GuestToEdit;
 use super::text;
 
 /// Copy files, directory trees or standard input into the guest
 #[derive(Args, Debug)]
 pub(crate) struct Inject {
     #[command(flatten)]
-    guest: GuestArguments,
+    guest: GuestToEdit,
 
     /// Files and directories of the host, or - for standard input; then the directory of the guest they go into, or one's new name
     #[arg(required = true, num_args = 2.., value_names = ["SOURCE", "DEST"])]

@@ -5,13 +5,13 @@ use qtk_disk::GuestPath;
 use qtk_guest::LinkOptions;
 
 use super::arguments::guest_path;
-use super::guest::GuestArguments;
+use super::guest::GuestToEdit;
 
 /// Make a link in the guest
 #[derive(Args, Debug)]
 pub(crate) struct Ln {
     #[command(flatten)]
-    guest: GuestArguments,
+    guest: GuestToEdit,
 
     /// What the link leads to; taken as it is for a symbolic link
     #[arg(value_parser = guest_path())]
@@ -26,7 +26,7 @@ pub(crate) struct Ln {
     symbolic: bool,
 
     /// Replace what has the link's name
-    #[arg(long)]
+    #[arg(short, long)]
     force: bool,
 }
 

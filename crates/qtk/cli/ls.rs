@@ -7,14 +7,14 @@ use qtk_guest::{Accounts, Entry, Listing};
 use serde_json::Value;
 
 use super::arguments::guest_path;
-use super::guest::GuestArguments;
+use super::guest::GuestToRead;
 use super::{entry, text};
 
 /// List files of the guest
 #[derive(Args, Debug)]
 pub(crate) struct Ls {
     #[command(flatten)]
-    guest: GuestArguments,
+    guest: GuestToRead,
 
     /// Directories or files; the root directory where none is given
     #[arg(value_parser = guest_path())]
@@ -35,7 +35,7 @@ pub(crate) struct Ls {
 
 impl Ls {
     pub(crate) fn run(&self) -> anyhow::Result<ExitCode> {
-        let tree = self.guest.read()?;
+        let tree = self.guest.open()?;
         self.guest.name_errors(|| {
             let accounts = Accounts::read(&tree)?;
             if self.json { self.print_json(&tree, &accounts) } else { self.print_text(&tree, &accounts) }

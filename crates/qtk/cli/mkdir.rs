@@ -5,13 +5,13 @@ use qtk_disk::GuestPath;
 use qtk_guest::{MkdirOptions, Mode, make_directories};
 
 use super::arguments::{OwnerArguments, guest_path};
-use super::guest::GuestArguments;
+use super::guest::GuestToEdit;
 
 /// Make directories in the guest
 #[derive(Args, Debug)]
 pub(crate) struct Mkdir {
     #[command(flatten)]
-    guest: GuestArguments,
+    guest: GuestToEdit,
 
     /// Directories to make
     #[arg(required = true, value_parser = guest_path())]

@@ -4,13 +4,13 @@ use clap::Args;
 use qtk_disk::GuestPath;
 
 use super::arguments::guest_path;
-use super::guest::GuestArguments;
+use super::guest::GuestToEdit;
 
 /// Move or rename files in the guest
 #[derive(Args, Debug)]
 pub(crate) struct Mv {
     #[command(flatten)]
-    guest: GuestArguments,
+    guest: GuestToEdit,
 
     /// Files to move, then their new name or the directory they go into
     #[arg(required = true, num_args = 2.., value_names = ["SOURCE", "DEST"], value_parser = guest_path())]

@@ -5,13 +5,13 @@ use qtk_disk::GuestPath;
 use qtk_guest::RemoveOptions;
 
 use super::arguments::guest_path;
-use super::guest::GuestArguments;
+use super::guest::GuestToEdit;
 
 /// Remove files from the guest
 #[derive(Args, Debug)]
 pub(crate) struct Rm {
     #[command(flatten)]
-    guest: GuestArguments,
+    guest: GuestToEdit,
 
     /// Files to remove
     #[arg(required = true, value_parser = guest_path())]
@@ -22,7 +22,7 @@ pub(crate) struct Rm {
     recursive: bool,
 
     /// Files that do not exist are no error
-    #[arg(long)]
+    #[arg(short, long)]
     force: bool,
 }
 

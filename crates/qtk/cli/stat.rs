@@ -7,14 +7,14 @@ use qtk_guest::{Accounts, Entry};
 use serde_json::{Value, json};
 
 use super::arguments::guest_path;
-use super::guest::GuestArguments;
+use super::guest::GuestToRead;
 use super::{entry, text};
 
 /// Show everything that is known of files in the guest
 #[derive(Args, Debug)]
 pub(crate) struct Stat {
     #[command(flatten)]
-    guest: GuestArguments,
+    guest: GuestToRead,
 
     /// Files in the guest
     #[arg(required = true, value_parser = guest_path())]
@@ -31,7 +31,7 @@ pub(crate) struct Stat {
 
 impl Stat {
     pub(crate) fn run(&self) -> anyhow::Result<ExitCode> {
-        let tree = self.guest.read()?;
+        let tree = self.guest.open()?;
         let follow = if self.dereference { Follow::All } else { Follow::NotLast };
         self.guest.name_errors(|| {
             let accounts = Accounts::read(&tree)?;

@@ -6,14 +6,14 @@ use qtk_disk::GuestPath;
 use qtk_guest::{Mode, WriteOptions};
 
 use super::arguments::{OwnerArguments, guest_path};
-use super::guest::GuestArguments;
+use super::guest::GuestToEdit;
 use super::text;
 
 /// Write a file of the guest, from --content or standard input
 #[derive(Args, Debug)]
 pub(crate) struct Write {
     #[command(flatten)]
-    guest: GuestArguments,
+    guest: GuestToEdit,
 
     /// The file; links are followed
     #[arg(value_parser = guest_path())]
