@@ -115,7 +115,7 @@ pub enum Error {
     },
     /// A raw image was opened without naming its format, and would become another format's file.
     #[error(
-        "{}: the change would make this raw image look like {format}; name its format (--format raw) if that is meant",
+        "{}: the change would make this raw image look like {format}; name its format (--image-format raw) if that is meant",
         path.display()
     )]
     WouldChangeFormat {
