@@ -4,7 +4,7 @@ use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::process::Command;
 
-use crate::support::{Workshop, command, fails, guests, ok, run};
+use crate::support::{Workshop, fails, guests, ok, run};
 
 /// The file's bytes before, to be compared with those after.
 fn bytes(workshop: &Workshop, name: &str) -> Vec<u8> {
@@ -155,10 +155,7 @@ fn links_in_a_circle_end() {
 /// Corrupts one structure of the root file system of a raw copy of the small guest.
 fn with_damage(workshop: &Workshop, request: &str) {
     ok(&mut workshop.sh("qemu-img", "convert -O raw base.qcow2 bad.raw"));
-    let table = ok(&mut workshop.sh("sgdisk", "-i 1 bad.raw"));
-    let sector = table.lines().find_map(|line| line.strip_prefix("First sector: ")?.split(' ').next()).unwrap();
-    let device = format!("{}?offset={}", workshop.path("bad.raw").display(), sector.parse::<u64>().unwrap() * 512);
-    ok(&mut command("debugfs", &["-w", "-R", request, &device]));
+    ok(&mut workshop.debugfs("bad.raw", &["-w", "-R", request]));
 }
 
 #[test]

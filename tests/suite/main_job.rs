@@ -1,5 +1,6 @@
 //! The daily job on a real guest: inject into base, overlay and raw copy; flatten; boot the result.
 
+use std::ops::Range;
 use std::path::Path;
 
 use crate::support::{Workshop, arg, command, fsck, guests, ok, root, run};
@@ -189,12 +190,7 @@ fn a_journal_left_dirty_by_a_crash_is_replayed_before_the_edit() {
 /// Lets e2fsck do to the root file system what the kernel does on mount. On a file of its own: e2fsck 1.47.0 loses an offset
 /// when it opens the device again after the replay.
 fn replay_with_e2fsck(workshop: &Workshop, image: &str) {
-    let table = ok(&mut workshop.sh("sgdisk", &format!("-i 1 {image}")));
-    let sector = |field: &str| {
-        let line = table.lines().find_map(|line| line.strip_prefix(field)).unwrap();
-        line.split(' ').next().unwrap().parse::<u64>().unwrap()
-    };
-    let (start, end) = (sector("First sector: ") * 512, (sector("Last sector: ") + 1) * 512);
+    let Range { start, end } = workshop.root_partition(image);
     let count = end - start;
     ok(&mut workshop.sh(
         "dd",

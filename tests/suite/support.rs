@@ -1,5 +1,6 @@
 //! Running qtk and its judges.
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::OnceLock;
@@ -99,6 +100,22 @@ impl Workshop {
 
     pub(crate) fn qtk(&self, line: &str) -> Command {
         self.sh(env!("CARGO_BIN_EXE_qtk"), line)
+    }
+
+    /// Where the root partition, number 1, lies on a raw disk, in bytes.
+    pub(crate) fn root_partition(&self, raw: &str) -> Range<u64> {
+        let table = ok(&mut self.sh("sgdisk", &format!("-i 1 {raw}")));
+        let sector = |field: &str| {
+            let line = table.lines().find_map(|line| line.strip_prefix(field)).expect("partition 1");
+            line.split(' ').next().and_then(|number| number.parse::<u64>().ok()).expect("a sector's number")
+        };
+        sector("First sector: ") * 512..(sector("Last sector: ") + 1) * 512
+    }
+
+    /// A debugfs on the root file system of a raw disk.
+    pub(crate) fn debugfs(&self, raw: &str, arguments: &[&str]) -> Command {
+        let device = format!("{}?offset={}", self.path(raw).display(), self.root_partition(raw).start);
+        command("debugfs", &[arguments, &[&device]].concat())
     }
 
     /// Every judge there is for an image and the file systems in it.

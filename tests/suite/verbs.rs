@@ -6,13 +6,8 @@ use crate::support::{Workshop, fails, json, ok};
 
 /// What debugfs says about a path on the guest's root file system.
 fn debugfs(workshop: &Workshop, image: &str, request: &str) -> String {
-    let raw = workshop.path("judge.raw");
     ok(&mut workshop.sh("qemu-img", &format!("convert -O raw {image} judge.raw")));
-    let table = ok(&mut workshop.sh("sgdisk", "-i 1 judge.raw"));
-    let first = table.lines().find_map(|line| line.strip_prefix("First sector: ")).expect("partition 1");
-    let sector: u64 = first.split(' ').next().and_then(|number| number.parse().ok()).expect("its first sector");
-    let device = format!("{}?offset={}", raw.display(), sector * 512);
-    ok(&mut crate::support::command("debugfs", &["-R", request, &device]))
+    ok(&mut workshop.debugfs("judge.raw", &["-R", request]))
 }
 
 #[test]
