@@ -1,6 +1,7 @@
 //! The `qtk` command: parses its arguments, calls a library, prints.
 
 mod cli;
+mod compat;
 mod failure;
 mod progress;
 
@@ -10,6 +11,10 @@ use std::process::ExitCode;
 use clap::Parser;
 
 fn main() -> ExitCode {
+    let command_line: Vec<_> = std::env::args_os().collect();
+    if let Some(tool) = command_line.first().and_then(|program| compat::Tool::called(program)) {
+        return tool.run(command_line);
+    }
     let arguments = cli::Arguments::parse();
     match cli::run(&arguments.command) {
         Ok(code) => code,

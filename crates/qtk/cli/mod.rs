@@ -29,6 +29,8 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+use crate::compat::Compat;
+
 /// VM disk images: look inside, edit, flatten, compress. Without root, a hypervisor or a kernel module.
 #[derive(Debug, Parser)]
 #[command(name = "qtk", version, arg_required_else_help = true, max_term_width = 100)]
@@ -61,6 +63,7 @@ pub(crate) enum Verb {
     Rm(rm::Rm),
     Chmod(chmod::Chmod),
     Chown(chown::Chown),
+    Compat(Compat),
     Demo(demo::Demo),
 }
 
@@ -93,6 +96,7 @@ pub(crate) fn run(verb: &Verb) -> anyhow::Result<ExitCode> {
         Verb::Rm(verb) => verb.run(),
         Verb::Chmod(verb) => verb.run(),
         Verb::Chown(verb) => verb.run(),
+        Verb::Compat(verb) => verb.run(),
         Verb::Demo(verb) => verb.run(),
     }
 }

@@ -1,0 +1,51 @@
+//! qtk under the name `qemu-img`: the command line, the output and the exit codes of QEMU's tool.
+
+mod create_options;
+mod getopt;
+mod help;
+mod keyval;
+mod message;
+mod object;
+mod open;
+mod size;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use getopt::Options;
+use message::Failure;
+
+/// The name of the tool.
+pub(crate) const NAME: &str = "qemu-img";
+
+/// How a command ends.
+type Outcome = Result<ExitCode, Failure>;
+
+/// A command and what does it. It takes its arguments, the command's name first.
+type Command = (&'static str, fn(Vec<OsString>) -> Outcome);
+
+/// The commands, in alphabetical order.
+const COMMANDS: &[Command] = &[];
+
+/// Does what a command line asks for.
+pub(crate) fn run(command_line: Vec<OsString>) -> ExitCode {
+    dispatch(command_line).unwrap_or_else(|failure| failure.report())
+}
+
+fn dispatch(command_line: Vec<OsString>) -> Outcome {
+    let mut options = Options::in_front(command_line, "h|help V|version T|trace:");
+    while let Some(found) = options.next()? {
+        match found.name {
+            "h" => return help::print(),
+            "V" => return help::print_version(),
+            // Nothing here can be traced; the patterns of events that may be asked for match none.
+            _ => {}
+        }
+    }
+    let arguments = options.operands();
+    let Some(name) = arguments.first() else { return Err(Failure::usage("Not enough arguments")) };
+    match COMMANDS.iter().find(|(command, _)| name == command) {
+        Some((_, command)) => command(arguments),
+        None => Err(Failure::usage(format!("Command not found: {}", name.display()))),
+    }
+}
