@@ -171,6 +171,13 @@ impl HostStorage for RawFile {
         Ok(())
     }
 
+    fn reserve(&self, range: Range<u64>) -> io::Result<()> {
+        if range.end > self.size() {
+            self.set_size(range.end)?;
+        }
+        Self::reserve(self, range)
+    }
+
     fn as_file(&self) -> Option<&File> {
         Some(&self.file)
     }

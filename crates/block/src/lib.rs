@@ -80,10 +80,29 @@ pub trait BlockWrite: BlockRead {
     fn flush(&self) -> io::Result<()>;
 }
 
+/// How much of a disk gets its place on the host before it is written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Preallocation {
+    /// None of it.
+    #[default]
+    Off,
+    /// All of it has an address, but takes no space yet. For a raw file the same as `Off`.
+    Metadata,
+    /// All of it takes space, which is not written.
+    Falloc,
+    /// All of it is written, as zeroes.
+    Full,
+}
+
 /// The file an image lives in: writes past the end grow it.
 pub trait HostStorage: BlockWrite {
     /// Cuts the storage off at `size` bytes or extends it with zeroes.
     fn set_size(&self, size: u64) -> io::Result<()>;
+
+    /// Takes the space that the range needs and extends the storage to the range's end. What it reads as stays the same.
+    fn reserve(&self, range: Range<u64>) -> io::Result<()> {
+        if range.end > self.size() { self.set_size(range.end) } else { Ok(()) }
+    }
 
     /// The host file behind the storage, for what only files can do (`copy_file_range`, reflinks).
     fn as_file(&self) -> Option<&std::fs::File> {

@@ -7,7 +7,7 @@ use qtk_block::{
     Access, BlockRead, BlockWrite, HostStorage, ImageLock, LockMode, OutputFile, Progress, RawFile, is_zero,
 };
 use qtk_qcow2::codec::Compressor;
-use qtk_qcow2::{ClusterBits, CompressionType, GuestCluster, ImageWriter, MappingKind, WriterOptions};
+use qtk_qcow2::{ClusterBits, CompressionType, CreateOptions, GuestCluster, GuestOffset, ImageWriter, MappingKind};
 
 use crate::chain::{Run, Runs, in_memory};
 use crate::layer::{acquire, file_id};
@@ -149,7 +149,7 @@ struct Unit {
 
 #[derive(Debug)]
 enum Piece {
-    Plain { first: GuestCluster, bytes: Range<usize> },
+    Plain { bytes: Range<usize> },
     Compressed { guest: GuestCluster, bytes: Range<usize> },
     Copied { guest: GuestCluster, bytes: Range<usize>, origin: Origin },
 }
@@ -181,10 +181,10 @@ impl Unit {
         self.range = range;
     }
 
-    fn add_plain(&mut self, guest: GuestCluster, bytes: Range<usize>) {
+    fn add_plain(&mut self, bytes: Range<usize>) {
         match self.pieces.last_mut() {
-            Some(Piece::Plain { bytes: last, .. }) if last.end == bytes.start => last.end = bytes.end,
-            _ => self.pieces.push(Piece::Plain { first: guest, bytes }),
+            Some(Piece::Plain { bytes: last }) if last.end == bytes.start => last.end = bytes.end,
+            _ => self.pieces.push(Piece::Plain { bytes }),
         }
     }
 }
@@ -322,7 +322,7 @@ impl Flattening<'_> {
                             unit.packed_len = bytes.end;
                             unit.pieces.push(Piece::Compressed { guest, bytes });
                         }
-                        None => unit.add_plain(guest, bytes),
+                        None => unit.add_plain(bytes),
                     }
                 }
             }
@@ -397,7 +397,7 @@ impl Sink {
             }
             Format::Qcow2 => {
                 let compression = options.compression.unwrap_or_default();
-                let options = WriterOptions { size, cluster_bits, compression };
+                let options = CreateOptions { size, cluster_bits, compression, ..CreateOptions::default() };
                 let writer = Box::new(ImageWriter::new(storage, &output.to_string_lossy(), options)?);
                 Ok(Self::Qcow2 { writer, origin: None })
             }
@@ -407,16 +407,17 @@ impl Sink {
     fn put(&mut self, unit: &Unit, report: &mut FlattenReport) -> Result<(), SinkError> {
         for piece in &unit.pieces {
             match (piece, &mut *self) {
-                (Piece::Plain { first, bytes }, sink) => {
+                (Piece::Plain { bytes }, sink) => {
                     // The disk may end within the last cluster.
                     let end = bytes.end.min(in_memory(unit.range.end - unit.range.start));
                     report.plain_bytes += (end - bytes.start) as u64;
+                    let offset = unit.range.start + bytes.start as u64;
                     let content = &unit.plain[bytes.start..end];
                     match sink {
-                        Self::Raw(file) => {
-                            file.write_at(content, unit.range.start + bytes.start as u64).map_err(SinkError::Io)?
+                        Self::Raw(file) => file.write_at(content, offset).map_err(SinkError::Io)?,
+                        Self::Qcow2 { writer, .. } => {
+                            writer.write(GuestOffset(offset), content).map_err(SinkError::Qcow2)?
                         }
-                        Self::Qcow2 { writer, .. } => writer.data(*first, content).map_err(SinkError::Qcow2)?,
                     }
                 }
                 (Piece::Compressed { guest, bytes }, Self::Qcow2 { writer, origin }) => {

@@ -1,8 +1,9 @@
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
-use qtk_block::HostStorage;
+use qtk_block::{HostStorage, Preallocation};
 
+use crate::entry::L2Format;
 use crate::error::Error;
 use crate::extension::{BACKING_FORMAT, Extension};
 use crate::features::{self, Features};
@@ -31,6 +32,29 @@ pub struct CreateOptions {
     pub backing: Option<Backing>,
     /// Whether QEMU may postpone refcount updates; not in version 2.
     pub lazy_refcounts: bool,
+    /// Whether clusters are divided into 32 subclusters; not in version 2, nor for clusters smaller than 16 KiB.
+    pub extended_l2: bool,
+    /// Name of the file that is to hold the guest's data, if it is another one; not in version 2.
+    pub data_file: Option<String>,
+    /// Whether the data file is to be a raw image of the guest's disk at any time; then nothing can lie beneath.
+    pub data_file_raw: bool,
+    /// How much of the disk gets its place in the file at once.
+    pub preallocation: Preallocation,
+}
+
+impl CreateOptions {
+    pub(crate) fn l2_format(&self) -> L2Format {
+        L2Format {
+            cluster_bits: self.cluster_bits,
+            zero_flag: self.version >= Version::V3,
+            extended: self.extended_l2,
+            data_file: self.data_file.is_some(),
+        }
+    }
+
+    fn l1_entries(&self) -> u64 {
+        self.size.div_ceil(self.cluster_bits.size()).div_ceil(self.l2_format().entries())
+    }
 }
 
 /// A backing file as a header names it.
@@ -52,6 +76,10 @@ impl Default for CreateOptions {
             compression: CompressionType::default(),
             backing: None,
             lazy_refcounts: false,
+            extended_l2: false,
+            data_file: None,
+            data_file_raw: false,
+            preallocation: Preallocation::Off,
         }
     }
 }
@@ -90,11 +118,28 @@ impl Layout {
 ///
 /// Everything reads as zeroes, or as the backing file where there is one.
 pub fn create(storage: Arc<dyn HostStorage>, name: &str, options: &CreateOptions) -> Result<(), Error> {
+    create_with(storage, None, name, options)
+}
+
+/// The same with the external data file, which [`CreateOptions::data_file`] names.
+pub fn create_with(
+    storage: Arc<dyn HostStorage>,
+    data: Option<Arc<dyn HostStorage>>,
+    name: &str,
+    options: &CreateOptions,
+) -> Result<(), Error> {
     let file = ImageFile { storage, name: name.into() };
+    if data.is_some()
+        || options.extended_l2
+        || options.data_file.is_some()
+        || options.preallocation != Preallocation::Off
+    {
+        return Err(file.unsupported("creating it so"));
+    }
     check_options(&file, options)?;
     let bits = options.cluster_bits;
     let width = RefcountWidth::new(order_of(options));
-    let layout = Layout::new(bits, width, options.size.div_ceil(bits.size()).div_ceil(bits.l2_entries()));
+    let layout = Layout::new(bits, width, options.l1_entries());
     let place = |cluster: u64| HostOffset(cluster << bits.bits());
     let first_block = 1 + layout.refcount_table;
     let l1_table = place(first_block + layout.refcount_blocks);
@@ -148,7 +193,9 @@ fn header(options: &CreateOptions, layout: &Layout, l1_table: HostOffset) -> Hea
             autoclear: 0,
         },
         compression: options.compression,
+        encryption: None,
         header_length: 0,
+        unknown_fields: Vec::new(),
         extensions,
     }
 }
@@ -160,7 +207,7 @@ fn order_of(options: &CreateOptions) -> u8 {
 
 fn check_options(file: &ImageFile, options: &CreateOptions) -> Result<(), Error> {
     let bits = options.cluster_bits;
-    let max_size = MAX_L1_SIZE / 8 * bits.l2_entries() * bits.size();
+    let max_size = MAX_L1_SIZE / 8 * options.l2_format().entries() * bits.size();
     let within = |option, value: u64, allowed: RangeInclusive<u64>| match allowed.contains(&value) {
         true => Ok(()),
         false => Err(invalid(file, option, value, allowed)),
@@ -178,11 +225,7 @@ fn check_options(file: &ImageFile, options: &CreateOptions) -> Result<(), Error>
     if let Some(backing) = &options.backing {
         within("the backing name's length", backing.name.len() as u64, 1..=MAX_BACKING_NAME)?;
     }
-    let layout = Layout::new(
-        bits,
-        RefcountWidth::new(order_of(options)),
-        options.size.div_ceil(bits.size()).div_ceil(bits.l2_entries()),
-    );
+    let layout = Layout::new(bits, RefcountWidth::new(order_of(options)), options.l1_entries());
     within("the refcount table", layout.refcount_table << bits.bits(), 1..=MAX_REFCOUNT_TABLE_SIZE)
 }
 

@@ -1,4 +1,5 @@
-use crate::types::{ClusterBits, HostOffset, Version};
+use crate::file::{table_bytes, words};
+use crate::types::{ClusterBits, HostOffset};
 
 const COPIED: u64 = 1 << 63;
 const COMPRESSED: u64 = 1 << 62;
@@ -36,11 +37,66 @@ impl L1Entry {
     }
 }
 
+/// How an image stores its L2 entries, and what their bits mean.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct L2Format {
+    pub(crate) cluster_bits: ClusterBits,
+    /// Bit 0 of an entry makes its cluster read as zeroes. In version 2 it is reserved.
+    pub(crate) zero_flag: bool,
+    /// A second word describes 32 subclusters, and the zero flag is reserved.
+    pub(crate) extended: bool,
+    /// Guest data has a file of its own, whose offset 0 is as good as any other.
+    pub(crate) data_file: bool,
+}
+
+impl L2Format {
+    /// Subclusters of a cluster with an extended entry.
+    pub(crate) const SUBCLUSTERS: u32 = 32;
+
+    fn entry_words(self) -> usize {
+        if self.extended { 2 } else { 1 }
+    }
+
+    /// Entries of a table, which fills one cluster.
+    pub(crate) fn entries(self) -> u64 {
+        self.cluster_bits.words() / self.entry_words() as u64
+    }
+
+    /// Logarithm of what one state of an entry describes: a subcluster, or else the cluster.
+    pub(crate) fn grain_bits(self) -> u32 {
+        let halvings = if self.extended { Self::SUBCLUSTERS.ilog2() } else { 0 };
+        self.cluster_bits.bits() - halvings
+    }
+
+    /// The entries of a stored table.
+    pub(crate) fn decode(self, bytes: &[u8]) -> Box<[L2Entry]> {
+        let words: Vec<u64> = words(bytes).collect();
+        words
+            .chunks_exact(self.entry_words())
+            .map(|entry| L2Entry { word: entry[0], subclusters: entry.get(1).copied().unwrap_or_default() })
+            .collect()
+    }
+
+    /// A table as it is stored.
+    pub(crate) fn encode(self, entries: &[L2Entry]) -> Vec<u8> {
+        table_bytes(
+            entries.iter().flat_map(|entry| [entry.word, entry.subclusters].into_iter().take(self.entry_words())),
+        )
+    }
+}
+
 /// An entry of an L2 table (specification, "L2 table entry").
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct L2Entry(pub(crate) u64);
+pub(crate) struct L2Entry {
+    pub(crate) word: u64,
+    /// State of the subclusters (specification, "Extended L2 Entries"); zero in images that have none.
+    pub(crate) subclusters: u64,
+}
 
-/// What an L2 entry says about its guest cluster.
+/// What an L2 entry says about its guest cluster as a whole.
+///
+/// In an extended entry a cluster with a place in the file is `Data`, and one without is `Unallocated`, whatever its
+/// subclusters read as.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Cluster {
     Unallocated,
@@ -57,49 +113,114 @@ pub(crate) enum Cluster {
     },
 }
 
+/// What a subcluster reads as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Subcluster {
+    /// The backing.
+    Unallocated,
+    Zero,
+    /// Its part of the host cluster.
+    Data,
+}
+
 impl L2Entry {
     /// Reads through to the backing.
-    pub(crate) const UNALLOCATED: Self = Self(0);
-    /// Reads as zeroes; version 3 only.
-    pub(crate) const PLAIN_ZERO: Self = Self(ZERO);
+    pub(crate) const UNALLOCATED: Self = Self { word: 0, subclusters: 0 };
+    const ALL_DATA: u64 = 0xffff_ffff;
+    const ALL_ZERO: u64 = Self::ALL_DATA << 32;
 
     /// A data cluster that nothing else refers to.
-    pub(crate) fn owned(host: HostOffset) -> Self {
-        Self(host.0 | COPIED)
+    pub(crate) fn owned(host: HostOffset, format: L2Format) -> Self {
+        Self { word: host.0 | COPIED, subclusters: if format.extended { Self::ALL_DATA } else { 0 } }
     }
 
-    pub(crate) fn decode(self, bits: ClusterBits, version: Version) -> Cluster {
-        if self.0 & COMPRESSED != 0 {
-            let length_shift = 62 - (bits.bits() - 8);
-            let host = self.0 & ((1 << length_shift) - 1);
-            let sectors = ((self.0 & !(COPIED | COMPRESSED)) >> length_shift) + 1;
+    /// A cluster without a place in the file that reads as zeroes; not in version 2.
+    pub(crate) fn plain_zero(format: L2Format) -> Self {
+        if format.extended {
+            Self { word: 0, subclusters: Self::ALL_ZERO }
+        } else {
+            Self { word: ZERO, subclusters: 0 }
+        }
+    }
+
+    /// A compressed cluster of `len` bytes, if an entry can hold that place and length.
+    pub(crate) fn compressed(host: HostOffset, len: u64, bits: ClusterBits) -> Option<Self> {
+        let length_shift = compressed_length_shift(bits);
+        let more_sectors = (host.0 + len.checked_sub(1)?) / SECTOR - host.0 / SECTOR;
+        let fits = host.0 >> length_shift == 0 && more_sectors >> (62 - length_shift) == 0;
+        fits.then_some(Self { word: COMPRESSED | more_sectors << length_shift | host.0, subclusters: 0 })
+    }
+
+    pub(crate) fn decode(self, format: L2Format) -> Cluster {
+        if self.word & COMPRESSED != 0 {
+            let length_shift = compressed_length_shift(format.cluster_bits);
+            let host = self.word & ((1 << length_shift) - 1);
+            let sectors = ((self.word & !(COPIED | COMPRESSED)) >> length_shift) + 1;
             return Cluster::Compressed { host: HostOffset(host), len: sectors * SECTOR - host % SECTOR };
         }
-        let host = Some(self.0 & OFFSET).filter(|&offset| offset != 0).map(HostOffset);
-        // In version 2 the bit is reserved.
-        if self.0 & ZERO != 0 && version >= Version::V3 {
-            return Cluster::Zero { host };
+        let offset = self.word & OFFSET;
+        if self.word & ZERO != 0 && format.zero_flag && !format.extended {
+            return Cluster::Zero { host: (offset != 0).then_some(HostOffset(offset)) };
         }
-        host.map_or(Cluster::Unallocated, |host| Cluster::Data { host })
+        if offset != 0 || format.data_file && self.copied() {
+            Cluster::Data { host: HostOffset(offset) }
+        } else {
+            Cluster::Unallocated
+        }
+    }
+
+    /// What the subclusters from `first` on read as, and how many of them do alike; for extended entries that are not compressed.
+    pub(crate) fn subclusters(self, first: u32) -> (Subcluster, u32) {
+        let (data, zero) = (self.subclusters & Self::ALL_DATA, self.subclusters >> 32);
+        let (kind, like) = if data >> first & 1 == 1 {
+            (Subcluster::Data, data)
+        } else if zero >> first & 1 == 1 {
+            (Subcluster::Zero, zero)
+        } else {
+            (Subcluster::Unallocated, !(data | zero))
+        };
+        (kind, (like >> first).trailing_ones().min(L2Format::SUBCLUSTERS - first))
+    }
+
+    /// Why the subclusters' states contradict each other or the entry, if they do; for extended entries that are not compressed.
+    pub(crate) fn contradiction(self, cluster: Cluster) -> Option<&'static str> {
+        let (data, zero) = (self.subclusters & Self::ALL_DATA, self.subclusters >> 32);
+        if data & zero != 0 {
+            Some("a subcluster is both allocated and zero")
+        } else if data != 0 && cluster == Cluster::Unallocated {
+            Some("a subcluster is allocated, but its cluster is not")
+        } else {
+            None
+        }
     }
 
     /// Whether the entry says that its cluster's refcount is exactly one.
     pub(crate) fn copied(self) -> bool {
-        self.0 & COPIED != 0
+        self.word & COPIED != 0
     }
 
     /// Reserved bits of an entry that is not compressed. The zero flag does not count, as in QEMU, even in version 2.
     pub(crate) fn reserved_bits(self) -> u64 {
-        if self.0 & COMPRESSED != 0 { 0 } else { self.0 & !(OFFSET | COPIED | ZERO) }
+        if self.word & COMPRESSED != 0 { 0 } else { self.word & !(OFFSET | COPIED | ZERO) }
     }
+}
+
+/// Where in an entry the number of a compressed cluster's sectors begins.
+fn compressed_length_shift(bits: ClusterBits) -> u32 {
+    62 - (bits.bits() - 8)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn decode(entry: u64, bits: u32) -> Cluster {
-        L2Entry(entry).decode(ClusterBits::new(bits).unwrap(), Version::V3)
+    fn format(bits: u32) -> L2Format {
+        let cluster_bits = ClusterBits::new(bits).unwrap();
+        L2Format { cluster_bits, zero_flag: true, extended: false, data_file: false }
+    }
+
+    fn decode(word: u64, bits: u32) -> Cluster {
+        L2Entry { word, subclusters: 0 }.decode(format(bits))
     }
 
     #[test]
@@ -108,7 +229,11 @@ mod tests {
         assert_eq!(decode(1, 16), Cluster::Zero { host: None });
         assert_eq!(decode(COPIED | 0x5_0001, 16), Cluster::Zero { host: Some(HostOffset(0x5_0000)) });
         assert_eq!(decode(COPIED | 0x5_0000, 16), Cluster::Data { host: HostOffset(0x5_0000) });
-        assert_eq!(L2Entry(1).decode(ClusterBits::default(), Version::V2), Cluster::Unallocated);
+        let entry = L2Entry { word: 1, subclusters: 0 };
+        assert_eq!(entry.decode(L2Format { zero_flag: false, ..format(16) }), Cluster::Unallocated);
+        let first = L2Entry { word: COPIED, subclusters: 0 };
+        assert_eq!(first.decode(format(16)), Cluster::Unallocated);
+        assert_eq!(first.decode(L2Format { data_file: true, ..format(16) }), Cluster::Data { host: HostOffset(0) });
     }
 
     #[test]
@@ -117,5 +242,24 @@ mod tests {
         assert_eq!(decode(entry, 16), Cluster::Compressed { host: HostOffset(0x1_0010), len: 4 * 512 - 16 });
         let entry = COMPRESSED | 1 << 61 | 0x200;
         assert_eq!(decode(entry, 9), Cluster::Compressed { host: HostOffset(0x200), len: 1024 });
+    }
+
+    #[test]
+    fn every_subcluster_has_a_state_of_its_own() {
+        for index in 0..32 {
+            let zero = L2Entry { word: 1 << 16, subclusters: 1 << (32 + index) };
+            let data = L2Entry { word: 1 << 16, subclusters: 1 << index };
+            assert_eq!(zero.subclusters(index), (Subcluster::Zero, 1));
+            assert_eq!(data.subclusters(index), (Subcluster::Data, 1));
+            assert_eq!(L2Entry::UNALLOCATED.subclusters(index), (Subcluster::Unallocated, 32 - index));
+            if index > 0 {
+                assert_eq!(data.subclusters(0), (Subcluster::Unallocated, index));
+            }
+            let extended = L2Format { extended: true, ..format(16) };
+            assert_eq!(data.contradiction(data.decode(extended)), None);
+            assert!(data.contradiction(Cluster::Unallocated).is_some());
+            let both = L2Entry { subclusters: zero.subclusters | data.subclusters, ..zero };
+            assert!(both.contradiction(both.decode(extended)).is_some());
+        }
     }
 }

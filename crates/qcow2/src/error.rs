@@ -57,6 +57,12 @@ pub enum Error {
         /// What is in the way, and what to do about it.
         obstacle: WriteObstacle,
     },
+    /// Guest data was asked for, but it lies in a data file that was not opened.
+    #[error("{image}: its data lies in an external data file, which was not opened with it")]
+    DataFileMissing {
+        /// Name of the image file.
+        image: String,
+    },
     /// A range that does not lie on the guest's disk, or is empty where it must not be.
     #[error("{image}: bytes {start}..{end} do not lie on a disk of {size} bytes")]
     OutOfRange {
@@ -284,7 +290,9 @@ impl From<Error> for io::Error {
             Error::NotWritable { .. } => io::ErrorKind::ReadOnlyFilesystem,
             Error::OutOfRange { .. } => io::ErrorKind::UnexpectedEof,
             Error::ChangedMeanwhile { .. } => io::ErrorKind::ResourceBusy,
-            Error::InvalidOption { .. } | Error::TransactionOver { .. } => io::ErrorKind::InvalidInput,
+            Error::InvalidOption { .. } | Error::DataFileMissing { .. } | Error::TransactionOver { .. } => {
+                io::ErrorKind::InvalidInput
+            }
         };
         Self::new(kind, error)
     }

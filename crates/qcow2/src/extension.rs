@@ -78,6 +78,12 @@ impl Extension {
         Ok(extensions)
     }
 
+    /// Its place among a header's extensions: QEMU's order, what it does not know at the end.
+    pub(crate) fn rank(&self) -> usize {
+        const ORDER: [u32; 5] = [BACKING_FORMAT, EXTERNAL_DATA_FILE, FULL_DISK_ENCRYPTION, FEATURE_NAMES, BITMAPS];
+        ORDER.iter().position(|&magic| magic == self.magic).unwrap_or(ORDER.len())
+    }
+
     /// Appends the extension as it is stored.
     pub(crate) fn encode(&self, out: &mut Vec<u8>) {
         out.extend(self.magic.to_be_bytes());

@@ -25,6 +25,8 @@ pub const EXTENDED_L2: u64 = 1 << 4;
 pub const LAZY_REFCOUNTS: u64 = 1 << 0;
 /// Autoclear: the bitmaps extension is consistent.
 pub const BITMAPS: u64 = 1 << 0;
+/// Autoclear: the external data file is a raw image of the guest's disk.
+pub const DATA_FILE_RAW: u64 = 1 << 1;
 
 /// The bits that the specification names, for a feature name table.
 pub const NAMES: [(FeatureKind, u8, &str); 8] = [

@@ -1,6 +1,7 @@
 use zerocopy::big_endian::{U32, U64};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligned};
 
+use crate::entry::L2Format;
 use crate::error::{Corruption, Error, Place};
 use crate::extension::{self, BitmapsExtension, Extension};
 use crate::features::{self, FeatureKind, Features};
@@ -18,6 +19,8 @@ pub const MAX_BACKING_NAME: u64 = 1023;
 /// Most snapshots that QEMU opens.
 pub const MAX_SNAPSHOTS: u64 = 65536;
 
+/// Subclusters have at least 512 bytes.
+const MIN_EXTENDED_CLUSTER_BITS: u32 = 14;
 const V2_LEN: u64 = 72;
 const V3_MIN_LEN: u64 = 104;
 const FULL_LEN: u64 = size_of::<RawHeader>() as u64;
@@ -59,6 +62,26 @@ pub(crate) mod patch {
     pub(crate) const AUTOCLEAR_FEATURES: usize = 88;
 }
 
+/// How an image's guest data is encrypted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Encryption {
+    /// QEMU's old AES-CBC.
+    Aes = 1,
+    /// A LUKS header, which the extension [`extension::FULL_DISK_ENCRYPTION`] points to.
+    Luks = 2,
+}
+
+impl Encryption {
+    /// The name that `qemu-img` has for it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Aes => "aes",
+            Self::Luks => "luks",
+        }
+    }
+}
+
 /// An image's header, checked: every number is within the format's limits, and tables lie at cluster borders.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Header {
@@ -88,8 +111,12 @@ pub struct Header {
     pub features: Features,
     /// How compressed clusters are compressed.
     pub compression: CompressionType,
+    /// How guest data is encrypted, if it is.
+    pub encryption: Option<Encryption>,
     /// Length of the fixed part in bytes; extensions follow it.
     pub header_length: u32,
+    /// Fields of a fixed part that is longer than this crate knows, kept verbatim.
+    pub unknown_fields: Vec<u8>,
     /// All header extensions in order, unknown ones included.
     pub extensions: Vec<Extension>,
 }
@@ -147,10 +174,12 @@ impl Header {
                 autoclear: raw.autoclear_features.get(),
             },
             compression: CompressionType::default(),
+            encryption: encryption(raw.crypt_method.get()).map_err(corrupt)?,
             header_length: u32::try_from(header_length).unwrap_or(u32::MAX),
+            unknown_fields: area.get(in_memory(FULL_LEN)..in_memory(header_length)).unwrap_or_default().to_vec(),
             extensions,
         };
-        header.refuse_unsupported(file, raw.crypt_method.get())?;
+        header.refuse_unsupported(file)?;
         let compression = compression_type(raw.compression_type, header.features).map_err(|refusal| match refusal {
             Refusal::Corrupt(what) => corrupt(what),
             Refusal::Unsupported(feature) => file.unsupported(feature),
@@ -160,14 +189,12 @@ impl Header {
         Ok(header)
     }
 
-    fn refuse_unsupported(&self, file: &ImageFile, crypt_method: u32) -> Result<(), Error> {
-        match crypt_method {
-            0 => {}
-            1 => return Err(file.unsupported("AES encryption")),
-            2 => return Err(file.unsupported("LUKS encryption")),
-            other => return Err(file.corrupt(out_of_bounds("crypt_method", other.into(), 0..=2))),
-        }
-        const KNOWN: u64 = features::DIRTY | features::CORRUPT | features::COMPRESSION_TYPE;
+    fn refuse_unsupported(&self, file: &ImageFile) -> Result<(), Error> {
+        const KNOWN: u64 = features::DIRTY
+            | features::CORRUPT
+            | features::EXTERNAL_DATA_FILE
+            | features::COMPRESSION_TYPE
+            | features::EXTENDED_L2;
         let unknown = self.features.incompatible & !KNOWN;
         if unknown == 0 {
             return Ok(());
@@ -189,18 +216,32 @@ impl Header {
     }
 
     fn check_tables(&self) -> Result<(), Corruption> {
+        let malformed = |problem| Err(Corruption::Malformed { place: Place::Header, problem });
+        if self.data_file_raw() && !self.has_data_file() {
+            return malformed("it calls the data file raw, but there is none");
+        }
+        if self.extended_l2() && self.cluster_bits.bits() < MIN_EXTENDED_CLUSTER_BITS {
+            return malformed("its clusters are too small for subclusters");
+        }
         let max_clusters = MAX_REFCOUNT_TABLE_SIZE / self.cluster_bits.size();
         bounded("refcount_table_clusters", self.refcount_table_clusters.into(), 1..=max_clusters)?;
         bounded("l1_size", self.l1_size.into(), self.l1_entries_needed()..=MAX_L1_SIZE / 8)?;
+        self.check_l1(Place::L1Table)?;
         bounded("nb_snapshots", self.snapshots.into(), 0..=MAX_SNAPSHOTS)?;
         self.aligned(Place::RefcountTable, self.refcount_table)?;
-        if self.l1_size > 0 {
-            self.aligned(Place::L1Table, self.l1_table)?;
-        }
         if self.snapshots > 0 {
             self.aligned(Place::SnapshotTable, self.snapshot_table)?;
         }
         Ok(())
+    }
+
+    /// Checks the L1 table, which is that of `place`. One shorter than the disk needs leaves the rest unallocated.
+    pub(crate) fn check_l1(&self, place: Place) -> Result<(), Corruption> {
+        let allowed = 0..=MAX_L1_SIZE / 8;
+        if !allowed.contains(&self.l1_size.into()) {
+            return Err(Corruption::OutOfBounds { place, field: "l1_size", value: self.l1_size.into(), allowed });
+        }
+        if self.l1_size > 0 { self.aligned(place, self.l1_table) } else { Ok(()) }
     }
 
     /// Fails unless `offset` is the start of a cluster other than the header's.
@@ -217,7 +258,53 @@ impl Header {
     /// L1 entries that the guest's disk needs.
     #[must_use]
     pub fn l1_entries_needed(&self) -> u64 {
-        self.size.div_ceil(self.cluster_bits.size()).div_ceil(self.cluster_bits.l2_entries())
+        self.size.div_ceil(self.cluster_bits.size()).div_ceil(self.l2_entries())
+    }
+
+    /// Entries of an L2 table.
+    #[must_use]
+    pub fn l2_entries(&self) -> u64 {
+        self.l2_format().entries()
+    }
+
+    pub(crate) fn l2_format(&self) -> L2Format {
+        L2Format {
+            cluster_bits: self.cluster_bits,
+            zero_flag: self.version >= Version::V3,
+            extended: self.extended_l2(),
+            data_file: self.has_data_file(),
+        }
+    }
+
+    /// Whether L2 entries have two words, of which the second describes subclusters.
+    #[must_use]
+    pub fn extended_l2(&self) -> bool {
+        self.features.incompatible & features::EXTENDED_L2 != 0
+    }
+
+    /// What an L2 entry describes one by one, in bytes: a subcluster, or the cluster where there are none.
+    #[must_use]
+    pub fn subcluster_size(&self) -> u64 {
+        1 << self.l2_format().grain_bits()
+    }
+
+    /// Whether guest data lies in a file of its own.
+    #[must_use]
+    pub fn has_data_file(&self) -> bool {
+        self.features.incompatible & features::EXTERNAL_DATA_FILE != 0
+    }
+
+    /// Whether the data file is a raw image of the guest's disk.
+    #[must_use]
+    pub fn data_file_raw(&self) -> bool {
+        self.features.autoclear & features::DATA_FILE_RAW != 0
+    }
+
+    /// Name of the data file, if the header has one.
+    #[must_use]
+    pub fn data_file_name(&self) -> Option<String> {
+        let extension = self.extension(extension::EXTERNAL_DATA_FILE).filter(|_| self.has_data_file())?;
+        Some(String::from_utf8_lossy(&extension.data).into_owned())
     }
 
     /// Width of a refcount in bits.
@@ -249,16 +336,20 @@ impl Header {
         }
     }
 
-    /// The header as stored: fixed part, extensions, backing name. `None` if that does not fit in a cluster.
+    /// The header as stored: fixed part, extensions in QEMU's order, backing name. `None` if that does not fit in a cluster.
     pub(crate) fn encode(&self) -> Option<Vec<u8>> {
-        let length = if self.version == Version::V2 { V2_LEN } else { FULL_LEN };
-        let mut tail = Vec::new();
-        self.extensions.iter().for_each(|extension| extension.encode(&mut tail));
-        if !self.extensions.is_empty() || self.backing_name.is_some() {
-            tail.extend([0; 8]);
-        }
+        let (known, unknown) = match self.version {
+            Version::V2 => (V2_LEN, &[][..]),
+            Version::V3 => (FULL_LEN, &self.unknown_fields[..]),
+        };
+        let length = known + unknown.len() as u64;
+        let mut extensions: Vec<&Extension> = self.extensions.iter().collect();
+        extensions.sort_by_key(|extension| extension.rank());
+        let mut tail = unknown.to_vec();
+        extensions.iter().for_each(|extension| extension.encode(&mut tail));
+        tail.extend([0; 8]);
         let name = self.backing_name.as_deref().unwrap_or_default();
-        let name_offset = length + tail.len() as u64;
+        let name_offset = known + tail.len() as u64;
         let raw = RawHeader {
             magic: MAGIC.into(),
             version: (self.version as u32).into(),
@@ -266,7 +357,7 @@ impl Header {
             backing_file_size: u32::try_from(name.len()).ok()?.into(),
             cluster_bits: self.cluster_bits.bits().into(),
             size: self.size.into(),
-            crypt_method: 0.into(),
+            crypt_method: self.encryption.map_or(0, |encryption| encryption as u32).into(),
             l1_size: self.l1_size.into(),
             l1_table_offset: self.l1_table.0.into(),
             refcount_table_offset: self.refcount_table.0.into(),
@@ -281,7 +372,7 @@ impl Header {
             compression_type: self.compression as u8,
             padding: [0; 7],
         };
-        let mut bytes = raw.as_bytes()[..in_memory(length)].to_vec();
+        let mut bytes = raw.as_bytes()[..in_memory(known)].to_vec();
         bytes.extend(tail);
         bytes.extend(name.as_bytes());
         (bytes.len() as u64 <= self.cluster_bits.size()).then_some(bytes)
@@ -319,6 +410,15 @@ fn header_length(raw: &RawHeader, version: Version, cluster_bits: ClusterBits) -
         return Err(Corruption::Malformed { place: Place::Header, problem: "header_length is not a multiple of 8" });
     }
     Ok(length)
+}
+
+fn encryption(crypt_method: u32) -> Result<Option<Encryption>, Corruption> {
+    match crypt_method {
+        0 => Ok(None),
+        1 => Ok(Some(Encryption::Aes)),
+        2 => Ok(Some(Encryption::Luks)),
+        other => Err(out_of_bounds("crypt_method", other.into(), 0..=2)),
+    }
 }
 
 /// The backing file's name, and where the area of header extensions ends.

@@ -23,6 +23,8 @@ type L2Slot = OnceLock<Box<[L2Entry]>>;
 /// has bytes, since each lies in the file and has one L1 entry.
 pub struct Layer {
     file: ImageFile,
+    /// The file that holds guest data, if it was opened.
+    data: Option<ImageFile>,
     header: Header,
     file_size: u64,
     l1: Vec<L1Entry>,
@@ -37,9 +39,45 @@ impl Layer {
     ///
     /// Images marked dirty or corrupt open; only a [`Transaction`](crate::Transaction) refuses them.
     pub fn open(storage: Arc<dyn HostStorage>, name: impl Into<String>) -> Result<Self, Error> {
+        Self::open_with(storage, name, None)
+    }
+
+    /// The same with the external data file, which is left alone if the image has none.
+    ///
+    /// Without its data file an image shows all of its metadata, and so does an encrypted one: only reading the guest's disk fails.
+    pub fn open_with(
+        storage: Arc<dyn HostStorage>,
+        name: impl Into<String>,
+        data: Option<Arc<dyn HostStorage>>,
+    ) -> Result<Self, Error> {
         let file = ImageFile { storage, name: name.into().into() };
         let header = Header::read(&file)?;
-        let l1 = file.read_table(Place::L1Table, header.l1_table, header.l1_size.into())?;
+        let data = match header.has_data_file() {
+            true => data.map(|storage| ImageFile { storage, name: file.name.clone() }),
+            false => Some(file.clone()),
+        };
+        Self::with_tables(file, data, header, Place::L1Table)
+    }
+
+    /// The disk as an internal snapshot has it, by the snapshot's index in the table.
+    pub fn at_snapshot(&self, index: usize) -> Result<Self, Error> {
+        let snapshots = self.snapshots()?;
+        let snapshot = snapshots.get(index).ok_or_else(|| Error::InvalidOption {
+            image: self.name().to_owned(),
+            option: "the snapshot's index",
+            value: index as u64,
+            allowed: 0..=(snapshots.len() as u64).saturating_sub(1),
+        })?;
+        let place = Place::SnapshotL1Table(index as u64);
+        let mut header = self.header.clone();
+        header.size = snapshot.disk_size.unwrap_or(header.size);
+        (header.l1_table, header.l1_size) = (snapshot.l1_table, snapshot.l1_size);
+        header.check_l1(place).map_err(|what| self.file.corrupt(what))?;
+        Self::with_tables(self.file.clone(), self.data.clone(), header, place)
+    }
+
+    fn with_tables(file: ImageFile, data: Option<ImageFile>, header: Header, place: Place) -> Result<Self, Error> {
+        let l1 = file.read_table(place, header.l1_table, header.l1_size.into())?;
         let l1: Vec<L1Entry> = l1.into_iter().map(L1Entry).collect();
         let needed = in_memory(header.l1_entries_needed());
         Ok(Self {
@@ -50,6 +88,7 @@ impl Layer {
             cache: ClusterCache::new(header.cluster_bits),
             header,
             file,
+            data,
         })
     }
 
@@ -63,6 +102,22 @@ impl Layer {
     #[must_use]
     pub fn storage(&self) -> &Arc<dyn HostStorage> {
         &self.file.storage
+    }
+
+    /// The file that [`MappingKind::Data`] lies in: the external data file, or the image's own where there is none.
+    ///
+    /// Fails where the guest's disk cannot be read: without the data file, or encrypted.
+    pub fn data_storage(&self) -> Result<&Arc<dyn HostStorage>, Error> {
+        Ok(&self.data_file()?.storage)
+    }
+
+    pub(crate) fn data_file(&self) -> Result<&ImageFile, Error> {
+        if let Some(encryption) = self.header.encryption {
+            return Err(self
+                .file
+                .unsupported(format!("reading or writing data with {} encryption", encryption.name())));
+        }
+        self.data.as_ref().ok_or_else(|| Error::DataFileMissing { image: self.name().to_owned() })
     }
 
     /// What errors call the image.
@@ -112,18 +167,19 @@ impl Layer {
         if bits.offset_within(offset.0) != 0 {
             return Err(self.file.corrupt(Corruption::Misaligned { place: Place::L1Entry(index), offset }));
         }
-        let words = self.file.read_table(Place::L2Table(index), offset, bits.l2_entries())?;
-        Ok(words.into_iter().map(L2Entry).collect())
+        let bytes = self.file.read_structure(Place::L2Table(index), offset, bits.size())?;
+        Ok(self.header.l2_format().decode(&bytes))
     }
 
     /// Fills `buf` with what `mapping`, which is as long, stands for; unallocated is zero.
     pub(crate) fn read_mapping(&self, buf: &mut [u8], mapping: &Mapping) -> Result<(), Error> {
+        let data = self.data_file()?;
         match mapping.kind {
             MappingKind::Unallocated | MappingKind::Zero { .. } => {
                 buf.fill(0);
                 Ok(())
             }
-            MappingKind::Data { host } => self.file.read_padded(buf, host),
+            MappingKind::Data { host } => data.read_padded(buf, host),
             MappingKind::Compressed { host, len } => self.read_compressed(buf, &mapping.range, host, len),
         }
     }

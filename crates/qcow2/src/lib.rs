@@ -25,14 +25,15 @@ mod writer;
 
 pub use bitmap::Bitmap;
 pub use check::{CheckReport, Finding, check};
-pub use create::{Backing, CreateOptions, create};
+pub use create::{Backing, CreateOptions, create, create_with};
 pub use error::{Action, Corruption, Error, Place, WriteObstacle};
 pub use extension::Extension;
 pub use features::Features;
-pub use header::{Header, MAGIC, MAX_BACKING_NAME, MAX_L1_SIZE, MAX_REFCOUNT_TABLE_SIZE, MAX_SNAPSHOTS};
+pub use header::{Encryption, Header, MAGIC, MAX_BACKING_NAME, MAX_L1_SIZE, MAX_REFCOUNT_TABLE_SIZE, MAX_SNAPSHOTS};
 pub use layer::Layer;
 pub use mapping::{Mapping, MappingKind};
+pub use qtk_block::Preallocation;
 pub use snapshot::Snapshot;
 pub use transaction::Transaction;
 pub use types::{ClusterBits, CompressionType, GuestCluster, GuestOffset, HostCluster, HostOffset, Version};
-pub use writer::{ImageWriter, WriterOptions};
+pub use writer::ImageWriter;

@@ -2,7 +2,7 @@ use std::ops::Range;
 
 use qtk_block::ExtentKind;
 
-use crate::entry::{Cluster, L2Entry};
+use crate::entry::{Cluster, L2Entry, L2Format, Subcluster};
 use crate::error::{Corruption, Error, Place};
 use crate::file::ImageFile;
 use crate::header::Header;
@@ -24,12 +24,12 @@ pub enum MappingKind {
     Unallocated,
     /// Reads as zeroes.
     Zero {
-        /// Where the run's clusters are reserved in the file, if they are. What they hold does not count.
+        /// Where the run's clusters are reserved in the file that holds guest data, if they are. What they hold does not count.
         host: Option<HostOffset>,
     },
-    /// In one piece of the file.
+    /// In one piece of the file that holds guest data.
     Data {
-        /// Where the run's first byte lies. The last cluster of the file may be cut short; the rest reads as zeroes.
+        /// Where the run's first byte lies. The file may end within the run; the rest reads as zeroes.
         host: HostOffset,
     },
     /// Compressed. The run lies in a single cluster.
@@ -78,7 +78,7 @@ impl MappingKind {
 pub(crate) trait L2Tables {
     fn header(&self) -> &Header;
     fn file(&self) -> &ImageFile;
-    /// The end of the storage that entries may point into.
+    /// The end of the image's file, which entries may point into.
     fn host_end(&self) -> u64;
     /// The L2 table of an L1 entry.
     fn l2_table(&self, l1_index: u64) -> Result<Option<&[L2Entry]>, Error>;
@@ -87,13 +87,14 @@ pub(crate) trait L2Tables {
 /// The longest run of one kind from `range.start`, which must lie on the disk, to `range.end` at most.
 pub(crate) fn find(tables: &impl L2Tables, range: Range<u64>) -> Result<Mapping, Error> {
     let header = tables.header();
-    let bits = header.cluster_bits;
     if range.is_empty() || range.end > header.size {
         let image = tables.file().name.to_string();
         return Err(Error::OutOfRange { image, start: range.start, end: range.end, size: header.size });
     }
-    let first = range.start >> bits.bits();
-    let mut run = Run { bits, first, next: first, end: bits.clusters_for(range.end), kind: None };
+    let format = header.l2_format();
+    let first = range.start >> format.grain_bits();
+    let end = range.end.div_ceil(1 << format.grain_bits());
+    let mut run = Run { format, first, next: first, end, kind: None };
     while run.next < run.end {
         match extend(tables, &mut run) {
             Ok(true) => {}
@@ -102,13 +103,15 @@ pub(crate) fn find(tables: &impl L2Tables, range: Range<u64>) -> Result<Mapping,
             Ok(false) | Err(_) => break,
         }
     }
-    let kind = run.kind.unwrap_or(MappingKind::Unallocated).skip(bits.offset_within(range.start));
-    Ok(Mapping { range: range.start..range.end.min(run.next << bits.bits()), kind })
+    let skipped = range.start - (first << format.grain_bits());
+    let kind = run.kind.unwrap_or(MappingKind::Unallocated).skip(skipped);
+    let end = u64::try_from(u128::from(run.next) << format.grain_bits()).unwrap_or(u64::MAX);
+    Ok(Mapping { range: range.start..range.end.min(end), kind })
 }
 
-/// Guest clusters `first..next`, known to be of one kind, and `end`, where the search ends.
+/// Grains (subclusters, or clusters where there are none) `first..next`, known to be of one kind, and `end`, where the search ends.
 struct Run {
-    bits: ClusterBits,
+    format: L2Format,
     first: u64,
     next: u64,
     end: u64,
@@ -116,41 +119,74 @@ struct Run {
 }
 
 impl Run {
-    /// Takes in the clusters up to `next` if they continue the run.
+    /// Takes in the grains up to `next` if they continue the run.
     fn take(&mut self, kind: MappingKind, next: u64) -> bool {
-        let bytes = (self.next - self.first) << self.bits.bits();
+        let bytes = (self.next - self.first) << self.format.grain_bits();
         let continues = self.kind.is_none_or(|so_far| so_far.continues(bytes, kind));
         if continues {
             self.kind.get_or_insert(kind);
-            self.next = next;
+            self.next = next.min(self.end);
         }
         continues
     }
+
+    fn per_cluster(&self) -> u64 {
+        1 << (self.format.cluster_bits.bits() - self.format.grain_bits())
+    }
+
+    /// Takes in the cluster of the next grain as far as it continues the run; false if the run ends within.
+    fn take_cluster(&mut self, entry: L2Entry, kind: MappingKind) -> bool {
+        let per_cluster = self.per_cluster();
+        let cluster_end = (self.next / per_cluster + 1) * per_cluster;
+        if !self.format.extended || matches!(kind, MappingKind::Compressed { .. }) {
+            return self.take(kind, cluster_end);
+        }
+        while self.next < self.end.min(cluster_end) {
+            let within = self.next % per_cluster;
+            let (state, count) = entry.subclusters(u32::try_from(within).unwrap_or_default());
+            let host = match kind {
+                MappingKind::Data { host } => Some(host.plus(within << self.format.grain_bits())),
+                _ => None,
+            };
+            let kind = match (state, host) {
+                (Subcluster::Data, Some(host)) => MappingKind::Data { host },
+                (Subcluster::Zero, host) => MappingKind::Zero { host },
+                (Subcluster::Unallocated | Subcluster::Data, _) => MappingKind::Unallocated,
+            };
+            if !self.take(kind, self.next + u64::from(count)) {
+                return false;
+            }
+        }
+        true
+    }
 }
 
-/// Extends a run to the end of the L2 table that maps its next cluster; false if the run ends before.
+/// Extends a run to the end of the L2 table that maps its next grain; false if the run ends before.
 fn extend(tables: &impl L2Tables, run: &mut Run) -> Result<bool, Error> {
-    let per_table = run.bits.l2_entries();
-    let l1_index = run.next / per_table;
-    let end = run.end.min((l1_index + 1) * per_table);
+    let (per_table, per_cluster) = (run.format.entries(), run.per_cluster());
+    let cluster = run.next / per_cluster;
+    let l1_index = cluster / per_table;
+    let end = run.end.min((l1_index + 1) * per_table * per_cluster);
     let Some(table) = tables.l2_table(l1_index)? else {
         return Ok(run.take(MappingKind::Unallocated, end));
     };
     let host_end = tables.host_end();
-    let entries = table.iter().skip(in_memory(run.next % per_table)).take(in_memory(end - run.next));
-    for &entry in entries {
-        let kind = checked(entry, GuestCluster(run.next), tables.header(), host_end)
-            .map_err(|what| tables.file().corrupt(what))?;
-        if !run.take(kind, run.next + 1) {
+    for (&entry, cluster) in table.iter().skip(in_memory(cluster % per_table)).zip(cluster..) {
+        if run.next == end {
+            break;
+        }
+        let kind =
+            checked(entry, GuestCluster(cluster), run.format, host_end).map_err(|what| tables.file().corrupt(what))?;
+        if !run.take_cluster(entry, kind) {
             return Ok(false);
         }
     }
     Ok(run.next == end)
 }
 
-/// What an entry says, after a check that it points into the file.
-fn checked(entry: L2Entry, cluster: GuestCluster, header: &Header, host_end: u64) -> Result<MappingKind, Corruption> {
-    let bits = header.cluster_bits;
+/// What an entry says of its cluster, after a check that it makes sense and points into the file.
+fn checked(entry: L2Entry, cluster: GuestCluster, format: L2Format, host_end: u64) -> Result<MappingKind, Corruption> {
+    let bits = format.cluster_bits;
     let place = || Place::L2Entry(bits.guest_offset(cluster));
     let data_cluster = |host: HostOffset, may_lie_past_the_end: bool| {
         if bits.offset_within(host.0) != 0 {
@@ -161,11 +197,21 @@ fn checked(entry: L2Entry, cluster: GuestCluster, header: &Header, host_end: u64
         }
         Ok(host)
     };
-    Ok(match entry.decode(bits, header.version) {
+    let cluster = entry.decode(format);
+    if format.extended
+        && !matches!(cluster, Cluster::Compressed { .. })
+        && let Some(problem) = entry.contradiction(cluster)
+    {
+        return Err(Corruption::Malformed { place: place(), problem });
+    }
+    Ok(match cluster {
         Cluster::Unallocated => MappingKind::Unallocated,
         Cluster::Zero { host: None } => MappingKind::Zero { host: None },
         Cluster::Zero { host: Some(host) } => MappingKind::Zero { host: Some(data_cluster(host, true)?) },
-        Cluster::Data { host } => MappingKind::Data { host: data_cluster(host, false)? },
+        Cluster::Data { host } => {
+            // A data file need not reach as far as the disk, and subclusters may be allocated without being written.
+            MappingKind::Data { host: data_cluster(host, format.data_file || format.extended)? }
+        }
         Cluster::Compressed { host, len } => {
             if host.0 >= host_end {
                 return Err(Corruption::PastEnd { place: place(), offset: host, len, file_size: host_end });

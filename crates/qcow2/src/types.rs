@@ -117,9 +117,9 @@ impl ClusterBits {
         1 << self.0
     }
 
-    /// Entries of an L2 table, which fills one cluster.
+    /// Words of eight bytes in a cluster: entries of a table that fills one.
     #[must_use]
-    pub fn l2_entries(self) -> u64 {
+    pub fn words(self) -> u64 {
         self.size() / 8
     }
 

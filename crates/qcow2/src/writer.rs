@@ -3,27 +3,15 @@ use std::sync::Arc;
 
 use qtk_block::HostStorage;
 
+use crate::create::CreateOptions;
 use crate::entry::{L1Entry, L2Entry};
 use crate::error::Error;
 use crate::features::{self, Features};
 use crate::file::{ImageFile, table_bytes};
 use crate::header::{Header, MAX_L1_SIZE, MAX_REFCOUNT_TABLE_SIZE};
-use crate::types::{ClusterBits, CompressionType, GuestCluster, HostOffset, Version, in_memory};
+use crate::types::{CompressionType, GuestCluster, GuestOffset, HostOffset, Version, in_memory};
 
-const COMPRESSED: u64 = 1 << 62;
-const SECTOR: u64 = 512;
 const HEADER_LENGTH: u32 = 112;
-
-/// What a file written by [`ImageWriter`] is to be.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct WriterOptions {
-    /// Size of the guest's disk in bytes.
-    pub size: u64,
-    /// Cluster size.
-    pub cluster_bits: ClusterBits,
-    /// Codec of the clusters given to [`ImageWriter::compressed`].
-    pub compression: CompressionType,
-}
 
 /// Writes a whole new image without backing in one pass: guest clusters in ascending order, each written once.
 ///
@@ -31,7 +19,7 @@ pub struct WriterOptions {
 /// file. The header is written last, so a file that was not [finished](Self::finish) is no image at all.
 #[derive(Debug)]
 pub struct ImageWriter {
-    options: WriterOptions,
+    options: CreateOptions,
     file: ImageFile,
     batch: Batch,
     refcounts: Vec<u16>,
@@ -53,12 +41,12 @@ struct L2Table {
 
 impl ImageWriter {
     /// Begins an image in `storage`, which must be empty; errors call it `name`.
-    pub fn new(storage: Arc<dyn HostStorage>, name: &str, options: WriterOptions) -> Result<Self, Error> {
+    pub fn new(storage: Arc<dyn HostStorage>, name: &str, options: CreateOptions) -> Result<Self, Error> {
         let bits = options.cluster_bits;
         let file = ImageFile { storage, name: name.into() };
-        let l1_entries = bits.clusters_for(options.size).div_ceil(bits.l2_entries());
+        let l1_entries = bits.clusters_for(options.size).div_ceil(bits.words());
         if l1_entries > MAX_L1_SIZE / 8 {
-            let largest = (MAX_L1_SIZE / 8).saturating_mul(bits.l2_entries()).saturating_mul(bits.size());
+            let largest = (MAX_L1_SIZE / 8).saturating_mul(bits.words()).saturating_mul(bits.size());
             return Err(invalid(&file, "size", options.size, 0..=largest));
         }
         let mut writer = Self {
@@ -68,7 +56,7 @@ impl ImageWriter {
             packed: 0..0,
             l1_table: HostOffset::default(),
             l1: vec![L1Entry::default(); in_memory(l1_entries)],
-            l2: L2Table { index: 0, entries: vec![L2Entry::UNALLOCATED; in_memory(bits.l2_entries())], used: false },
+            l2: L2Table { index: 0, entries: vec![L2Entry::UNALLOCATED; in_memory(bits.words())], used: false },
             next: GuestCluster(0),
             file,
         };
@@ -78,14 +66,15 @@ impl ImageWriter {
         Ok(writer)
     }
 
-    /// Stores plain clusters from `first` on. Only the last cluster of the disk may be cut short.
-    pub fn data(&mut self, first: GuestCluster, bytes: &[u8]) -> Result<(), Error> {
+    /// Stores plain clusters from `offset` on. Only the last cluster of the disk may be cut short.
+    pub fn write(&mut self, offset: GuestOffset, bytes: &[u8]) -> Result<(), Error> {
         let bits = self.options.cluster_bits;
+        let first = bits.guest_cluster(offset);
         let count = bits.clusters_for(bytes.len() as u64);
         let host = self.allocate(count);
         self.batch.put(&self.file, host.0, bytes)?;
         for index in 0..count {
-            let entry = L2Entry::owned(host.plus(index << bits.bits()));
+            let entry = L2Entry::owned(host.plus(index << bits.bits()), self.options.l2_format());
             self.map(GuestCluster(first.0 + index), entry)?;
         }
         Ok(())
@@ -108,7 +97,7 @@ impl ImageWriter {
         }
         let stored = self.packed.end;
         let host = self.pack(len, shared);
-        let Some(entry) = compressed_entry(host, len, self.options.cluster_bits) else {
+        let Some(entry) = L2Entry::compressed(host, len, self.options.cluster_bits) else {
             let largest = self.options.cluster_bits.size();
             return Err(invalid(&self.file, "length of a compressed cluster", len, 1..=largest));
         };
@@ -149,7 +138,9 @@ impl ImageWriter {
             snapshot_table: HostOffset::default(),
             features: Features { incompatible, ..Features::default() },
             compression,
+            encryption: None,
             header_length: HEADER_LENGTH,
+            unknown_fields: Vec::new(),
             extensions: Vec::new(),
         }
     }
@@ -191,7 +182,7 @@ impl ImageWriter {
     }
 
     fn map(&mut self, guest: GuestCluster, entry: L2Entry) -> Result<(), Error> {
-        let entries = self.options.cluster_bits.l2_entries();
+        let entries = self.options.cluster_bits.words();
         let clusters = self.options.cluster_bits.clusters_for(self.options.size);
         if !(self.next.0..clusters).contains(&guest.0) {
             return Err(invalid(&self.file, "guest cluster", guest.0, self.next.0..=clusters.saturating_sub(1)));
@@ -212,7 +203,7 @@ impl ImageWriter {
         }
         let host = self.allocate(1);
         self.l1[in_memory(self.l2.index)] = L1Entry::owned(host);
-        let bytes = table_bytes(self.l2.entries.iter().map(|entry| entry.0));
+        let bytes = self.options.l2_format().encode(&self.l2.entries);
         self.l2.entries.fill(L2Entry::UNALLOCATED);
         self.batch.put(&self.file, host.0, &bytes)
     }
@@ -247,14 +238,6 @@ impl ImageWriter {
 
 fn invalid(file: &ImageFile, option: &'static str, value: u64, allowed: RangeInclusive<u64>) -> Error {
     Error::InvalidOption { image: file.name.to_string(), option, value, allowed }
-}
-
-/// The L2 entry of a compressed cluster of `len` bytes, if it can hold that place and length.
-fn compressed_entry(host: HostOffset, len: u64, bits: ClusterBits) -> Option<L2Entry> {
-    let length_shift = 62 - (bits.bits() - 8);
-    let more_sectors = (host.0 + len.checked_sub(1)?) / SECTOR - host.0 / SECTOR;
-    let fits = host.0 >> length_shift == 0 && more_sectors >> (62 - length_shift) == 0;
-    fits.then_some(L2Entry(COMPRESSED | more_sectors << length_shift | host.0))
 }
 
 /// Collects neighbouring writes into large ones.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use qtk_block::{Access, HostStorage, RawFile};
 use qtk_qcow2::codec::Compressor;
-use qtk_qcow2::{ClusterBits, CompressionType, GuestCluster, ImageWriter, WriterOptions};
+use qtk_qcow2::{ClusterBits, CompressionType, CreateOptions, GuestCluster, GuestOffset, ImageWriter};
 
 fn qemu_img(arguments: &[&str]) -> String {
     let output = Command::new("qemu-img").args(arguments).output().expect("qemu-img must be installed");
@@ -42,7 +42,7 @@ fn write(path: &Path, expected: &Path, size: u64, bits: u32, kind: CompressionTy
     drop(file);
     let storage: Arc<dyn HostStorage> = Arc::new(RawFile::open(path, Access::ReadWrite).unwrap());
     let bits = ClusterBits::new(bits).unwrap();
-    let options = WriterOptions { size, cluster_bits: bits, compression: kind };
+    let options = CreateOptions { size, cluster_bits: bits, compression: kind, ..CreateOptions::default() };
     let mut writer = ImageWriter::new(storage, "image", options).unwrap();
     let mut compressor = Compressor::new(kind, None).unwrap();
     let mut raw = vec![0; usize::try_from(size).unwrap()];
@@ -54,7 +54,7 @@ fn write(path: &Path, expected: &Path, size: u64, bits: u32, kind: CompressionTy
         let guest = GuestCluster(index as u64);
         match compressor.compress(&content, &mut packed).unwrap() {
             Some(len) => writer.compressed(guest, &packed[..len]).unwrap(),
-            None => writer.data(guest, part).unwrap(),
+            None => writer.write(bits.guest_offset(guest), part).unwrap(),
         }
     }
     assert_eq!(writer.finish().unwrap(), path.metadata().unwrap().len());
@@ -82,17 +82,17 @@ fn qemu_reads_every_cluster_size_and_codec() {
 #[test]
 fn clusters_must_ascend_and_lie_on_the_disk() {
     let storage = Arc::new(qtk_block::MemoryDisk::new(0));
-    let options = WriterOptions { size: 10 << 16, ..WriterOptions::default() };
+    let options = CreateOptions { size: 10 << 16, ..CreateOptions::default() };
     let mut writer = ImageWriter::new(storage, "image", options).unwrap();
-    writer.data(GuestCluster(3), &[1; 1 << 16]).unwrap();
+    writer.write(GuestOffset(3 << 16), &[1; 1 << 16]).unwrap();
     assert!(writer.compressed(GuestCluster(3), &[1; 100]).is_err());
-    assert!(writer.data(GuestCluster(10), &[1; 1 << 16]).is_err());
+    assert!(writer.write(GuestOffset(10 << 16), &[1; 1 << 16]).is_err());
 }
 
 #[test]
 fn a_disk_larger_than_the_l1_table_allows_is_refused() {
     let storage = Arc::new(qtk_block::MemoryDisk::new(0));
     let options =
-        WriterOptions { size: u64::MAX, cluster_bits: ClusterBits::new(9).unwrap(), ..WriterOptions::default() };
+        CreateOptions { size: u64::MAX, cluster_bits: ClusterBits::new(9).unwrap(), ..CreateOptions::default() };
     assert!(ImageWriter::new(storage, "image", options).is_err());
 }

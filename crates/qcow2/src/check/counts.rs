@@ -66,7 +66,7 @@ pub(super) struct Unreadable;
 
 impl<'a> Stored<'a> {
     pub(super) fn read(file: &'a ImageFile, header: &Header) -> Result<Self, crate::Error> {
-        let entries = u64::from(header.refcount_table_clusters) * header.cluster_bits.l2_entries();
+        let entries = u64::from(header.refcount_table_clusters) * header.cluster_bits.words();
         let table = file.read_table(Place::RefcountTable, header.refcount_table, entries)?;
         let blocks = std::iter::repeat_with(|| None).take(table.len()).collect();
         Ok(Self { file, bits: header.cluster_bits, width: RefcountWidth::new(header.refcount_order), table, blocks })

@@ -6,7 +6,6 @@ mod finding;
 use crate::bitmap::BitmapDirectory;
 use crate::entry::{Cluster, L1Entry, L2Entry};
 use crate::error::{Corruption, Error, Place};
-use crate::file::words;
 use crate::header::MAX_L1_SIZE;
 use crate::layer::Layer;
 use crate::snapshot;
@@ -74,6 +73,9 @@ pub fn check(layer: &Layer) -> Result<CheckReport, Error> {
     let file_size = layer.storage().size();
     if header.cluster_bits.clusters_for(file_size) > MAX_CLUSTERS {
         return Err(layer.file().unsupported("a check of more than 2^31 clusters"));
+    }
+    if layer.header().extended_l2() || layer.header().has_data_file() {
+        return Err(layer.file().unsupported("a check of subclusters or an external data file"));
     }
     let mut checker = Checker {
         layer,
@@ -179,7 +181,7 @@ impl Checker<'_> {
         }
         let mut bytes = vec![0; bits.buffer_len()];
         self.layer.file().read_padded(&mut bytes, offset)?;
-        let first = active.map(|index| index * bits.l2_entries());
+        let first = active.map(|index| index * self.layer.header().l2_entries());
         self.l2_entries(place, &bytes, first);
         Ok(())
     }
@@ -189,7 +191,7 @@ impl Checker<'_> {
         let header = self.layer.header();
         let bits = header.cluster_bits;
         let mut next = None;
-        for (index, entry) in (0..).zip(words(bytes).map(L2Entry)) {
+        for (index, &entry) in (0..).zip(header.l2_format().decode(bytes).iter()) {
             if entry == L2Entry::UNALLOCATED {
                 continue;
             }
@@ -197,7 +199,7 @@ impl Checker<'_> {
             if entry.reserved_bits() != 0 {
                 self.report.note(Finding::ReservedBits { place, bits: entry.reserved_bits() });
             }
-            match entry.decode(bits, header.version) {
+            match entry.decode(header.l2_format()) {
                 Cluster::Unallocated | Cluster::Zero { host: None } => {}
                 Cluster::Compressed { host, len } => {
                     if entry.copied() {

@@ -84,7 +84,7 @@ impl State {
             if table.entries.iter().any(|&entry| entry != L2Entry::UNALLOCATED) {
                 let host = bits.host_offset(HostCluster(self.refcounts.allocate(1)?.start));
                 *entry = L1Entry::owned(host);
-                self.file().write(&table_bytes(table.entries.iter().map(|entry| entry.0)), host)?;
+                self.file().write(&self.header().l2_format().encode(&table.entries), host)?;
             }
             if let Some(old) = old.l2_table() {
                 self.refcounts.drop_metadata(bits.host_cluster(old), Place::L2Table(index))?;
@@ -159,6 +159,10 @@ pub(super) fn check_writable(
     committed: &Sector,
 ) -> Result<(), Error> {
     let header = layer.header();
+    if header.extended_l2() || header.has_data_file() {
+        return Err(layer.file().unsupported("writing subclusters or an external data file"));
+    }
+    layer.data_file()?;
     let incompatible = header.features.incompatible;
     let obstacle = if incompatible & features::CORRUPT != 0 {
         WriteObstacle::MarkedCorrupt

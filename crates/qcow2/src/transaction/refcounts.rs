@@ -83,7 +83,7 @@ impl BitSet {
 
 /// Reads an image's refcount table: the offsets of its blocks, zero where there is none.
 pub(super) fn read_table(file: &ImageFile, header: &Header) -> Result<Vec<u64>, Error> {
-    let entries = u64::from(header.refcount_table_clusters) * header.cluster_bits.l2_entries();
+    let entries = u64::from(header.refcount_table_clusters) * header.cluster_bits.words();
     let mut table = file.read_table(Place::RefcountTable, header.refcount_table, entries)?;
     table.iter_mut().for_each(|entry| *entry &= OFFSET);
     Ok(table)
@@ -309,7 +309,7 @@ impl Refcounts {
                 self.committed.file.write(&block.counts, self.committed.bits.host_offset(cluster))?;
             }
         }
-        self.committed.table.resize(in_memory((table.end - table.start) * self.committed.bits.l2_entries()), 0);
+        self.committed.table.resize(in_memory((table.end - table.start) * self.committed.bits.words()), 0);
         for (index, cluster) in moved {
             if let Some(entry) = self.committed.table.get_mut(in_memory(index)) {
                 *entry = self.committed.bits.host_offset(cluster).0;

@@ -24,7 +24,7 @@ pub(super) struct PendingTable {
 
 impl PendingTable {
     fn copy(layer: &Layer, l1_index: u64) -> Result<Self, Error> {
-        let len = in_memory(layer.header().cluster_bits.l2_entries());
+        let len = in_memory(layer.header().l2_entries());
         let entries: Box<[L2Entry]> = match layer.l2_table(l1_index)? {
             Some(committed) => committed.into(),
             None => vec![L2Entry::UNALLOCATED; len].into(),
@@ -76,7 +76,7 @@ impl L2Tables for State {
 
 /// Where a guest cluster's entry is: index of its L2 table, and index in that table.
 pub(super) fn slot(header: &Header, cluster: GuestCluster) -> (u64, usize) {
-    let entries = header.cluster_bits.l2_entries();
+    let entries = header.l2_entries();
     (cluster.0 / entries, in_memory(cluster.0 % entries))
 }
 
@@ -141,7 +141,7 @@ impl State {
         let first = GuestCluster(range.start >> bits.bits());
         let (l1_index, index) = slot(self.header(), first);
         let table = self.tables.get(&l1_index)?;
-        let host_of = |index: usize| match table.entries.get(index)?.decode(bits, self.header().version) {
+        let host_of = |index: usize| match table.entries.get(index)?.decode(self.header().l2_format()) {
             Cluster::Data { host } if *table.fresh.get(index)? => Some(host),
             _ => None,
         };
@@ -177,7 +177,7 @@ impl State {
     fn give_up(&mut self, entry: L2Entry, fresh: bool, cluster: GuestCluster) -> Result<(), Error> {
         let bits = self.header().cluster_bits;
         let place = Place::L2Entry(bits.guest_offset(cluster));
-        let clusters = match entry.decode(bits, self.header().version) {
+        let clusters = match entry.decode(self.header().l2_format()) {
             Cluster::Unallocated | Cluster::Zero { host: None } => return Ok(()),
             Cluster::Zero { host: Some(host) } | Cluster::Data { host } => {
                 if bits.offset_within(host.0) != 0 {

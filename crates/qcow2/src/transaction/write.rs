@@ -46,8 +46,9 @@ impl State {
             self.refcounts.give_back(taken)?;
             return Err(error);
         }
+        let format = self.header().l2_format();
         for (guest, host) in (wanted.start..guest_end).zip(taken) {
-            self.map(GuestCluster(guest), L2Entry::owned(bits.host_offset(HostCluster(host))), true)?;
+            self.map(GuestCluster(guest), L2Entry::owned(bits.host_offset(HostCluster(host)), format), true)?;
         }
         Ok(buf.len())
     }
@@ -158,7 +159,7 @@ impl State {
         let bits = self.header().cluster_bits;
         let entry = match (self.backing.is_some(), self.header().version) {
             (false, _) => L2Entry::UNALLOCATED,
-            (true, Version::V3) => L2Entry::PLAIN_ZERO,
+            (true, Version::V3) => L2Entry::plain_zero(self.header().l2_format()),
             (true, Version::V2) => {
                 return self
                     .write_zeroes(clusters.start << bits.bits()..(clusters.end << bits.bits()).min(self.size()));
