@@ -113,9 +113,7 @@ impl Layer {
 
     pub(crate) fn data_file(&self) -> Result<&ImageFile, Error> {
         if let Some(encryption) = self.header.encryption {
-            return Err(self
-                .file
-                .unsupported(format!("reading or writing data with {} encryption", encryption.name())));
+            return Err(self.file.unsupported(format!("{} encryption", encryption.name().to_uppercase())));
         }
         self.data.as_ref().ok_or_else(|| Error::DataFileMissing { image: self.name().to_owned() })
     }
