@@ -1,6 +1,8 @@
 use std::io;
 use std::ops::RangeInclusive;
 
+use crate::bitmap::BitmapRefusal;
+use crate::snapshot::SnapshotRefusal;
 use crate::types::{GuestOffset, HostOffset};
 
 /// Why an image could not be read, written or made. Every variant names the image it is about.
@@ -86,6 +88,26 @@ pub enum Error {
         value: u64,
         /// The values it can have.
         allowed: RangeInclusive<u64>,
+    },
+    /// What was asked of a persistent bitmap cannot be done.
+    #[error("{image}: bitmap {bitmap:?}: {refusal}")]
+    Bitmap {
+        /// Name of the image file.
+        image: String,
+        /// Name of the bitmap.
+        bitmap: String,
+        /// Why not.
+        refusal: BitmapRefusal,
+    },
+    /// What was asked of an internal snapshot cannot be done.
+    #[error("{image}: snapshot {snapshot:?}: {refusal}")]
+    Snapshot {
+        /// Name of the image file.
+        image: String,
+        /// Name or identifier of the snapshot, as it was given.
+        snapshot: String,
+        /// Why not.
+        refusal: SnapshotRefusal,
     },
     /// Somebody else wrote the header while a transaction was open.
     #[error("{image} was changed by another program while it was being edited; lock images before editing them")]
@@ -230,6 +252,14 @@ pub enum Corruption {
         /// What is wrong with it.
         problem: &'static str,
     },
+    /// The entry of a bitmap in the directory says what it must not.
+    #[error("bitmap {name:?} is malformed: {problem}")]
+    Bitmap {
+        /// The bitmap's name.
+        name: String,
+        /// What is wrong with it.
+        problem: &'static str,
+    },
     /// Two structures claim the same cluster.
     #[error("{first} and {second} overlap at {offset}")]
     Overlap {
@@ -290,9 +320,11 @@ impl From<Error> for io::Error {
             Error::NotWritable { .. } => io::ErrorKind::ReadOnlyFilesystem,
             Error::OutOfRange { .. } => io::ErrorKind::UnexpectedEof,
             Error::ChangedMeanwhile { .. } => io::ErrorKind::ResourceBusy,
-            Error::InvalidOption { .. } | Error::DataFileMissing { .. } | Error::TransactionOver { .. } => {
-                io::ErrorKind::InvalidInput
-            }
+            Error::Bitmap { .. }
+            | Error::Snapshot { .. }
+            | Error::InvalidOption { .. }
+            | Error::DataFileMissing { .. }
+            | Error::TransactionOver { .. } => io::ErrorKind::InvalidInput,
         };
         Self::new(kind, error)
     }

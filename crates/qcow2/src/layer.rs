@@ -4,7 +4,7 @@ use std::sync::{Arc, OnceLock};
 
 use qtk_block::{BlockRead, Extent, HostStorage};
 
-use crate::bitmap::{Bitmap, BitmapDirectory};
+use crate::bitmap::{self, Bitmap, BitmapContents, BitmapDirectory, BitmapRefusal};
 use crate::cache::ClusterCache;
 use crate::codec;
 use crate::entry::{L1Entry, L2Entry};
@@ -150,6 +150,15 @@ impl Layer {
     /// The persistent dirty bitmaps, in the directory's order; none if some writer did not keep them consistent.
     pub fn bitmaps(&self) -> Result<Vec<Bitmap>, Error> {
         Ok(BitmapDirectory::read(&self.file, &self.header)?.map_or_else(Vec::new, |directory| directory.bitmaps))
+    }
+
+    /// The bits of the persistent dirty bitmap called `name`, which must be consistent.
+    pub fn bitmap_contents(&self, name: &str) -> Result<BitmapContents, Error> {
+        let bitmaps = self.bitmaps()?;
+        let Some(bitmap) = bitmaps.iter().find(|bitmap| bitmap.name == name) else {
+            return Err(bitmap::refused(&self.file, name, BitmapRefusal::NotFound));
+        };
+        bitmap::read_contents(&self.file, &self.header, bitmap)
     }
 
     pub(crate) fn file(&self) -> &ImageFile {
