@@ -7,6 +7,7 @@ mod crash;
 mod documentation;
 mod locks;
 mod main_job;
+mod qemu_img;
 mod qemu_json;
 mod support;
 mod verbs;

@@ -1,0 +1,52 @@
+//! What no two runs have in common.
+
+/// Replaces the folder's path, host sizes and times in what a tool printed.
+pub(crate) fn mask(text: &str, folder: &str) -> String {
+    let text = text.replace(folder, "FOLDER");
+    text.split_inclusive('\n').map(mask_line).collect()
+}
+
+fn mask_line(line: &str) -> String {
+    for (mark, mut end) in [
+        ("disk size: ", "\n"),
+        ("\"actual-size\": ", ",\n"),
+        ("\"date-sec\": ", ",\n"),
+        ("\"date-nsec\": ", ",\n"),
+        ("Run completed in ", " seconds"),
+        ("    uuid: ", "\n"),
+    ] {
+        if let Some((before, after)) = line.split_once(mark) {
+            if end == ",\n" && !after.contains(',') {
+                end = "\n";
+            }
+            let rest = after.find(end).map_or("", |at| &after[at..]);
+            return format!("{before}{mark}...{rest}");
+        }
+    }
+    mask_date(line)
+}
+
+/// A snapshot's date, `2026-11-20 10:00:00`.
+fn mask_date(line: &str) -> String {
+    const SHAPE: &[u8] = b"0000-00-00 00:00:00";
+    let alike = |window: &[u8]| {
+        window.iter().zip(SHAPE).all(|(byte, shape)| if *shape == b'0' { byte.is_ascii_digit() } else { byte == shape })
+    };
+    match line.as_bytes().windows(SHAPE.len()).position(alike) {
+        Some(at) => format!("{}YYYY-MM-DD hh:mm:ss{}", &line[..at], &line[at + SHAPE.len()..]),
+        None => line.to_owned(),
+    }
+}
+
+#[test]
+fn sizes_times_and_folders_are_masked() {
+    for (line, masked) in [
+        ("disk size: 196 KiB\n", "disk size: ...\n"),
+        ("        \"actual-size\": 4096,\n", "        \"actual-size\": ...,\n"),
+        ("\"date-sec\": 12\n", "\"date-sec\": ...\n"),
+        ("1 one 0 B 2026-11-20 10:00:00 0\n", "1 one 0 B YYYY-MM-DD hh:mm:ss 0\n"),
+        ("/tmp/x/disk\n", "FOLDER/disk\n"),
+    ] {
+        assert_eq!(mask(line, "/tmp/x"), masked);
+    }
+}
