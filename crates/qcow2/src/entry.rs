@@ -27,6 +27,11 @@ impl L1Entry {
         HostOffset(self.0 & OFFSET)
     }
 
+    /// The same entry for a table that lies where `to` says.
+    pub(crate) fn with_table(self, to: impl FnOnce(HostOffset) -> HostOffset) -> Self {
+        Self(self.0 & !OFFSET | self.l2_table().map_or(0, |table| to(table).0))
+    }
+
     /// Whether the entry says that the table's refcount is exactly one.
     pub(crate) fn copied(self) -> bool {
         self.0 & COPIED != 0

@@ -301,12 +301,16 @@ pub enum WriteObstacle {
     /// The header names a backing file, but none was given; or the other way round.
     #[error("its header and its opener disagree on whether it has a backing image; open it with its backing chain")]
     BackingMismatch,
-    /// The bitmaps extension cannot be replaced in one write together with the rest of the header.
-    #[error(
-        "its bitmaps extension does not fit in the header's first sector; remove the bitmaps with `qemu-img bitmap --remove`"
-    )]
-    BitmapsOutOfReach,
-    /// The refcount table or a refcount would outgrow the format's limits.
+    /// The header's extensions and names do not fit in its cluster.
+    #[error("its header would not fit in a cluster; give it larger clusters, or shorter names")]
+    HeaderFull,
+    /// The header's cluster has no room for the old and the new names beside each other.
+    #[error("its cluster size leaves no room to replace the header safely; convert it to larger clusters")]
+    HeaderOutOfReach,
+    /// A cluster would have more users than a refcount of the image's width can count.
+    #[error("a refcount would not fit in its width; convert it with wider refcounts")]
+    RefcountOverflow,
+    /// The refcount table would outgrow the format's limits.
     #[error("it would outgrow its refcount table; flatten it into a new image")]
     RefcountTableFull,
 }

@@ -15,6 +15,9 @@ pub const EXTERNAL_DATA_FILE: u32 = 0x4441_5441;
 /// Magic number of the pointer to the LUKS header.
 pub const FULL_DISK_ENCRYPTION: u32 = 0x0537_be77;
 
+/// Magic number of an extension that only skips a part of the header, while a header is being replaced.
+pub(crate) const SKIP: u32 = 0x534b_4950;
+
 const FEATURE_NAME_LEN: usize = 48;
 
 /// A header extension, its data as stored: what this crate does not know is kept verbatim.
@@ -91,6 +94,13 @@ impl Extension {
         out.extend(&self.data);
         out.resize(out.len().next_multiple_of(8), 0);
     }
+}
+
+/// Extensions as they are to be stored: in QEMU's order, and without what only served to replace a header.
+pub(crate) fn in_order(extensions: &[Extension]) -> Vec<Extension> {
+    let mut ordered: Vec<_> = extensions.iter().filter(|extension| extension.magic != SKIP).cloned().collect();
+    ordered.sort_by_key(Extension::rank);
+    ordered
 }
 
 /// Content of the bitmaps extension (specification, "Bitmaps extension").

@@ -28,6 +28,9 @@ pub const BITMAPS: u64 = 1 << 0;
 /// Autoclear: the external data file is a raw image of the guest's disk.
 pub const DATA_FILE_RAW: u64 = 1 << 1;
 
+/// The autoclear bits that hold after our writes.
+pub(crate) const KNOWN_AUTOCLEAR: u64 = BITMAPS | DATA_FILE_RAW;
+
 /// The bits that the specification names, for a feature name table.
 pub const NAMES: [(FeatureKind, u8, &str); 8] = [
     (FeatureKind::Incompatible, 0, "dirty bit"),

@@ -53,15 +53,6 @@ struct RawHeader {
 
 const _: () = assert!(size_of::<RawHeader>() == 112);
 
-/// Bytes of the header that a commit replaces, and where they lie.
-pub(crate) mod patch {
-    pub(crate) const SECTOR: usize = 512;
-    pub(crate) const L1_TABLE_OFFSET: usize = 40;
-    pub(crate) const REFCOUNT_TABLE_OFFSET: usize = 48;
-    pub(crate) const REFCOUNT_TABLE_CLUSTERS: usize = 56;
-    pub(crate) const AUTOCLEAR_FEATURES: usize = 88;
-}
-
 /// How an image's guest data is encrypted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Encryption {

@@ -78,9 +78,17 @@ impl Layer {
 
     fn with_tables(file: ImageFile, data: Option<ImageFile>, header: Header, place: Place) -> Result<Self, Error> {
         let l1 = file.read_table(place, header.l1_table, header.l1_size.into())?;
-        let l1: Vec<L1Entry> = l1.into_iter().map(L1Entry).collect();
+        Ok(Self::with_parts(file, data, header, l1.into_iter().map(L1Entry).collect()))
+    }
+
+    /// The same file seen through another header and L1 table.
+    pub(crate) fn with_l1(&self, header: Header, l1: Vec<L1Entry>) -> Self {
+        Self::with_parts(self.file.clone(), self.data.clone(), header, l1)
+    }
+
+    fn with_parts(file: ImageFile, data: Option<ImageFile>, header: Header, l1: Vec<L1Entry>) -> Self {
         let needed = in_memory(header.l1_entries_needed());
-        Ok(Self {
+        Self {
             file_size: file.storage.size(),
             repeated: repeated_tables(&l1),
             l1,
@@ -89,7 +97,7 @@ impl Layer {
             header,
             file,
             data,
-        })
+        }
     }
 
     /// The header.

@@ -4,7 +4,7 @@ mod table;
 
 use crate::types::HostOffset;
 
-pub(crate) use table::{SnapshotEntry, SnapshotTable, read_table};
+pub(crate) use table::{SnapshotEntry, SnapshotTable, entry_starts, read_table};
 
 /// An internal snapshot, as its entry in the snapshot table describes it.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,163 +1,212 @@
-use std::ops::Range;
+use std::collections::BTreeMap;
 
-use super::refcounts::NewRefcountTable;
-use super::state::{PendingTable, State};
+use super::refcounts::Refcounts;
+use super::state::State;
 use crate::bitmap::BitmapDirectory;
 use crate::entry::{L1Entry, L2Entry};
 use crate::error::{Corruption, Error, Place, WriteObstacle};
-use crate::extension::{self, BitmapsExtension};
+use crate::extension;
 use crate::features;
-use crate::file::{ImageFile, table_bytes};
-use crate::header::{Header, patch};
+use crate::file::{table_bytes, words};
+use crate::header::Header;
 use crate::mapping::L2Tables;
-use crate::types::{HostCluster, HostOffset, Version, in_memory};
+use crate::snapshot;
+use crate::types::{HostCluster, HostOffset, in_memory};
 
-/// The first sector of an image, the one write that makes a commit happen.
-pub(super) type Sector = [u8; patch::SECTOR];
+/// A structure whose content says where others lie, kept until the commit knows their places.
+#[derive(Clone, Debug)]
+pub(super) struct Pointing {
+    pub(super) place: Place,
+    pub(super) bytes: Vec<u8>,
+}
 
-pub(super) fn read_sector(file: &ImageFile) -> Result<Sector, Error> {
-    let mut sector = [0; patch::SECTOR];
-    file.read_padded(&mut sector, HostOffset(0))?;
-    Ok(sector)
+/// Structures that a commit writes elsewhere than to their lasting places, because the committed state has those.
+#[derive(Debug, Default)]
+struct Moves(BTreeMap<HostCluster, HostCluster>);
+
+/// What replaces the header to make a commit happen, and to settle it.
+#[derive(Debug)]
+pub(super) struct Prepared {
+    pub(super) header: Header,
+    pub(super) lasting: Option<Lasting>,
+}
+
+/// The refcounts of the settled image; its other structures are those of the state.
+#[derive(Debug)]
+pub(super) struct Lasting {
+    refcounts: Refcounts,
+    moves: Moves,
 }
 
 impl State {
-    /// Writes all pending metadata to free clusters and returns the header's sector that refers to it.
-    pub(super) fn write_metadata(
-        &mut self,
-        bitmaps: Option<&BitmapDirectory>,
-        committed: &Sector,
-    ) -> Result<Sector, Error> {
-        let mut sector = Patch(*committed);
-        if let Some(bitmaps) = bitmaps {
-            let directory = self.write_bitmap_directory(bitmaps)?;
-            if let Some((base, at)) = bitmap_directory_field(self.header(), committed) {
-                sector = Patch(base);
-                sector.put(at, &directory.0.to_be_bytes());
-            }
+    /// Whether a commit would change nothing.
+    pub(super) fn is_unchanged(&self, committed: &Header) -> bool {
+        self.tables.is_empty() && !self.l1_changed && self.refcounts.is_unchanged() && self.header == *committed
+    }
+
+    /// Writes all pending metadata to clusters that the committed state does not use. A commit that will settle keeps off
+    /// the places where things will lie in the end.
+    pub(super) fn write_metadata(&mut self, settle: bool) -> Result<Prepared, Error> {
+        self.place_tables()?;
+        self.refcounts.fit_table()?;
+        if self.tables.is_empty() && !self.l1_changed && self.refcounts.is_unchanged() {
+            return Ok(Prepared { header: self.header_with(&Moves::default()), lasting: None });
         }
-        let l1_table = self.write_tables()?;
-        let layer = self.layer.clone();
-        let header = layer.header();
-        let NewRefcountTable { offset, clusters } = self.refcounts.write(header)?;
-        sector.put(patch::L1_TABLE_OFFSET, &l1_table.0.to_be_bytes());
-        sector.put(patch::REFCOUNT_TABLE_OFFSET, &offset.0.to_be_bytes());
-        let clusters = u32::try_from(clusters).unwrap_or(u32::MAX);
-        sector.put(patch::REFCOUNT_TABLE_CLUSTERS, &clusters.to_be_bytes());
-        if header.version >= Version::V3 {
-            let kept = if bitmaps.is_some() { features::BITMAPS } else { 0 };
-            sector.put(patch::AUTOCLEAR_FEATURES, &(header.features.autoclear & kept).to_be_bytes());
+        let lasting = settle.then(|| self.refcounts.clone());
+        if settle {
+            let bits = self.header.cluster_bits;
+            self.refcounts.begin_at(bits.clusters_for(self.host_end()).max(self.refcounts.end_of_taken()));
         }
-        Ok(sector.0)
+        let moves = self.make_way(settle)?;
+        self.write_structures(&moves, self.tables.keys().copied())?;
+        let header = self.header_with(&moves);
+        Ok(Prepared { header, lasting: lasting.map(|refcounts| Lasting { refcounts, moves }) })
     }
 
-    /// Bitmaps do not follow our writes, so a copy of their directory says that they are in use, which makes readers drop them.
-    fn write_bitmap_directory(&mut self, directory: &BitmapDirectory) -> Result<HostOffset, Error> {
-        let extension = directory.extension;
-        let old = self.clusters(HostOffset(extension.directory_offset), extension.directory_size);
-        self.replace(Place::BitmapDirectory, old, directory.bytes_in_use())
+    /// Writes what the commit moved to its lasting place, which is free since; returns the header that refers to it.
+    pub(super) fn write_settled(&mut self, lasting: Lasting) -> Result<Header, Error> {
+        self.refcounts = lasting.refcounts;
+        let bits = self.header.cluster_bits;
+        let moved = |index: &u64| {
+            let table = self.l1.get(in_memory(*index)).and_then(|entry| entry.l2_table());
+            table.is_some_and(|table| lasting.moves.0.contains_key(&bits.host_cluster(table)))
+        };
+        self.write_structures(&Moves::default(), self.tables.keys().copied().filter(moved))?;
+        Ok(self.header_with(&Moves::default()))
     }
 
-    fn write_tables(&mut self) -> Result<HostOffset, Error> {
-        let mut l1: Vec<L1Entry> = self.layer.l1().to_vec();
-        let tables = std::mem::take(&mut self.tables);
-        let written = self.write_l2_tables(&tables, &mut l1);
-        // Readers go on seeing the pending state.
-        self.tables = tables;
-        written?;
-        let header = self.header();
-        let old = self.clusters(header.l1_table, u64::from(header.l1_size) * 8);
-        self.replace(Place::L1Table, old, table_bytes(l1.iter().map(|entry| entry.0)))
+    /// The end of the settled image, in bytes.
+    pub(super) fn settled_end(&self) -> u64 {
+        self.refcounts.end_of_taken() << self.header.cluster_bits.bits()
     }
 
-    fn write_l2_tables(
-        &mut self,
-        tables: &std::collections::BTreeMap<u64, PendingTable>,
-        l1: &mut [L1Entry],
-    ) -> Result<(), Error> {
-        let bits = self.header().cluster_bits;
-        for (&index, table) in tables {
-            let Some(entry) = l1.get_mut(in_memory(index)) else {
+    /// Gives changed L2 tables the places where an update in place would leave them.
+    pub(super) fn place_tables(&mut self) -> Result<(), Error> {
+        let bits = self.header.cluster_bits;
+        for (&index, table) in &self.tables {
+            let Some(entry) = self.l1.get_mut(in_memory(index)) else {
                 continue;
             };
-            let old = std::mem::take(entry);
-            if table.entries.iter().any(|&entry| entry != L2Entry::UNALLOCATED) {
-                let host = bits.host_offset(HostCluster(self.refcounts.allocate(1)?.start));
-                *entry = L1Entry::owned(host);
-                self.file().write(&self.header().l2_format().encode(&table.entries), host)?;
+            let old = entry.l2_table().map(|table| bits.host_cluster(table));
+            if let Some(old) = old
+                && (table.shared || self.refcounts.count(old)? == 1)
+            {
+                continue;
             }
-            if let Some(old) = old.l2_table() {
-                self.refcounts.drop_metadata(bits.host_cluster(old), Place::L2Table(index))?;
+            *entry = if table.entries.iter().any(|&entry| entry != L2Entry::UNALLOCATED) {
+                L1Entry::owned(bits.host_offset(HostCluster(self.refcounts.allocate(1)?.start)))
+            } else {
+                L1Entry::default()
+            };
+            if let Some(old) = old {
+                self.refcounts.drop_user(old, Place::L2Table(index))?;
             }
+            self.l1_changed = true;
         }
         Ok(())
     }
 
-    fn clusters(&self, offset: HostOffset, len: u64) -> Range<u64> {
-        let bits = self.header().cluster_bits;
-        let first = bits.host_cluster(offset).0;
-        first..first + bits.clusters_for(len)
+    /// Finds other places for what must not be overwritten yet; with `all`, for everything that refers to such places too.
+    fn make_way(&mut self, all: bool) -> Result<Moves, Error> {
+        let bits = self.header.cluster_bits;
+        let mut moves = Moves::default();
+        for index in self.tables.keys() {
+            let table = self.l1.get(in_memory(*index)).and_then(|entry| entry.l2_table());
+            if let Some(table) = table.map(|table| bits.host_cluster(table)).filter(|&at| !self.refcounts.is_ours(at)) {
+                moves.0.insert(table, self.refcounts.move_run(table.0..table.0 + 1)?);
+            }
+        }
+        let tables_moved = !moves.0.is_empty();
+        if all {
+            for (&at, structure) in &self.pointing {
+                let run = at.0..at.0 + bits.clusters_for(structure.bytes.len() as u64);
+                moves.0.insert(at, self.refcounts.move_run(run)?);
+            }
+        }
+        self.l1_changed |= tables_moved;
+        let l1 = self.clusters(self.header.l1_table, u64::from(self.header.l1_size) * 8);
+        if self.l1_changed && !l1.is_empty() && (all || !self.refcounts.is_ours(HostCluster(l1.start))) {
+            moves.0.insert(HostCluster(l1.start), self.refcounts.move_run(l1)?);
+        }
+        self.refcounts.move_away(all)?;
+        Ok(moves)
     }
 
-    /// Writes a structure to a new place and gives up the old one.
-    fn replace(&mut self, place: Place, old: Range<u64>, mut bytes: Vec<u8>) -> Result<HostOffset, Error> {
-        let bits = self.header().cluster_bits;
-        let new = self.refcounts.allocate_run(old.end - old.start)?;
-        let offset = bits.host_offset(HostCluster(new.start));
-        bytes.resize(in_memory((new.end - new.start) << bits.bits()), 0);
-        self.file().write(&bytes, offset)?;
-        for cluster in old {
-            self.refcounts.drop_metadata(HostCluster(cluster), place)?;
+    fn write_structures(&self, moves: &Moves, tables: impl Iterator<Item = u64>) -> Result<(), Error> {
+        let bits = self.header.cluster_bits;
+        let to = |offset: HostOffset| moves.of(self, offset);
+        for index in tables {
+            let offset = self.l1.get(in_memory(index)).and_then(|entry| entry.l2_table());
+            if let (Some(offset), Some(table)) = (offset, self.tables.get(&index)) {
+                self.file().write(&self.header.l2_format().encode(&table.entries), to(offset))?;
+            }
         }
-        Ok(offset)
+        if self.l1_changed {
+            let mut l1 = table_bytes(self.l1.iter().map(|entry| entry.with_table(to).0));
+            l1.resize(l1.len().next_multiple_of(bits.buffer_len()), 0);
+            self.file().write(&l1, to(self.header.l1_table))?;
+        }
+        for (&at, structure) in &self.pointing {
+            self.file().write(&structure.bytes_with(to), to(bits.host_offset(at)))?;
+        }
+        self.refcounts.write()
+    }
+
+    fn header_with(&self, moves: &Moves) -> Header {
+        let bits = self.header.cluster_bits;
+        let table = self.refcounts.table_run();
+        let mut header = Header {
+            l1_table: moves.of(self, self.header.l1_table),
+            snapshot_table: moves.of(self, self.header.snapshot_table),
+            refcount_table: bits.host_offset(HostCluster(table.start)),
+            refcount_table_clusters: u32::try_from(table.end - table.start).unwrap_or(u32::MAX),
+            ..self.header.clone()
+        };
+        header.features.autoclear &= features::KNOWN_AUTOCLEAR;
+        if header.extension(extension::BITMAPS).is_none() {
+            header.features.autoclear &= !features::BITMAPS;
+        }
+        header
+    }
+
+    /// Bitmaps do not follow our writes, so a copy of their directory says that they are in use, which makes readers drop them.
+    pub(super) fn mark_bitmaps_in_use(&mut self, directory: &BitmapDirectory) -> Result<(), Error> {
+        let old = directory.extension;
+        let offset = self.store(Place::BitmapDirectory, &directory.bytes_in_use())?;
+        self.release(Place::BitmapDirectory, HostOffset(old.directory_offset), old.directory_size)?;
+        let extensions = &mut self.header.extensions;
+        if let Some(extension) = extensions.iter_mut().find(|extension| extension.magic == extension::BITMAPS) {
+            extension.data[extension::BitmapsExtension::DIRECTORY_OFFSET_AT..].copy_from_slice(&offset.0.to_be_bytes());
+        }
+        Ok(())
     }
 }
 
-/// The first sector with room for the bitmap directory's offset, and where in it that lies.
-///
-/// QEMU puts a table of feature names before the bitmaps extension, which then lies past the first sector. The names say
-/// nothing that readers need, so they give way.
-pub(super) fn bitmap_directory_field(header: &Header, committed: &Sector) -> Option<(Sector, usize)> {
-    let field_of = |data_at: usize| {
-        let at = data_at.checked_add(BitmapsExtension::DIRECTORY_OFFSET_AT)?;
-        (at.checked_add(8)? <= patch::SECTOR).then_some(at)
-    };
-    if let Some(at) = field_of(in_memory(header.extension(extension::BITMAPS)?.offset)) {
-        return Some((*committed, at));
+impl Moves {
+    fn of(&self, state: &State, offset: HostOffset) -> HostOffset {
+        let bits = state.header.cluster_bits;
+        self.0.get(&bits.host_cluster(offset)).map_or(offset, |&to| bits.host_offset(to))
     }
-    let mut area = Vec::new();
-    let mut data_at = None;
-    let start = in_memory(header.header_length.into());
-    for extension in header.extensions.iter().filter(|extension| extension.magic != extension::FEATURE_NAMES) {
-        if extension.magic == extension::BITMAPS {
-            data_at = Some(start + area.len() + 8);
-        }
-        extension.encode(&mut area);
-    }
-    area.extend([0; 8]);
-    let mut sector = *committed;
-    sector.get_mut(start..)?.fill(0);
-    sector.get_mut(start..start + area.len())?.copy_from_slice(&area);
-    Some((sector, field_of(data_at?)?))
 }
 
-struct Patch(Sector);
-
-impl Patch {
-    fn put(&mut self, at: usize, bytes: &[u8]) {
-        if let Some(field) = self.0.get_mut(at..at + bytes.len()) {
-            field.copy_from_slice(bytes);
+impl Pointing {
+    /// The content with the places that structures have by `to`.
+    fn bytes_with(&self, to: impl Fn(HostOffset) -> HostOffset) -> Vec<u8> {
+        if let Place::SnapshotTable = self.place {
+            let mut bytes = self.bytes.clone();
+            for at in snapshot::entry_starts(&self.bytes) {
+                if let Some(field) = bytes.get_mut(at..at + 8).and_then(|field| <&mut [u8; 8]>::try_from(field).ok()) {
+                    *field = to(HostOffset(u64::from_be_bytes(*field))).0.to_be_bytes();
+                }
+            }
+            return bytes;
         }
+        table_bytes(words(&self.bytes).map(|word| L1Entry(word).with_table(&to).0))
     }
 }
 
 /// Refuses what must not be written, saying why.
-pub(super) fn check_writable(
-    layer: &crate::Layer,
-    has_backing: bool,
-    bitmaps: Option<&BitmapDirectory>,
-    committed: &Sector,
-) -> Result<(), Error> {
+pub(super) fn check_writable(layer: &crate::Layer, has_backing: bool) -> Result<(), Error> {
     let header = layer.header();
     if header.extended_l2() || header.has_data_file() {
         return Err(layer.file().unsupported("writing subclusters or an external data file"));
@@ -170,8 +219,6 @@ pub(super) fn check_writable(
         WriteObstacle::Dirty
     } else if header.backing_name.is_some() != has_backing {
         WriteObstacle::BackingMismatch
-    } else if bitmaps.is_some() && bitmap_directory_field(header, committed).is_none() {
-        WriteObstacle::BitmapsOutOfReach
     } else if layer.l1().iter().any(|entry| entry.reserved_bits() != 0) {
         let problem = "an entry has reserved bits set";
         return Err(layer.file().corrupt(Corruption::Malformed { place: Place::L1Table, problem }));

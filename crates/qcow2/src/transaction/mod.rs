@@ -2,11 +2,16 @@
 //! first sector makes everything that was written since the current state.
 
 mod commit;
+mod counts;
+mod dirty;
+mod header;
 mod metadata;
+mod primitives;
 mod refcounts;
 mod state;
 mod write;
 
+use std::collections::BTreeMap;
 use std::io;
 use std::ops::Range;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -18,11 +23,12 @@ use crate::error::Error;
 use crate::header::Header;
 use crate::layer::Layer;
 use crate::mapping::L2Tables;
-use crate::types::HostOffset;
-use commit::Sector;
+use commit::Prepared;
+use header::{HeaderArea, replace_header};
 use metadata::Metadata;
 use refcounts::Refcounts;
-use state::{Phase, State};
+use state::Phase;
+pub(crate) use state::State;
 
 /// A set of changes to an image that happens as a whole or not at all.
 ///
@@ -34,8 +40,9 @@ use state::{Phase, State};
 pub struct Transaction {
     state: RwLock<State>,
     bitmaps: Option<BitmapDirectory>,
-    /// The header's first sector as it was when the transaction began.
-    committed: Sector,
+    /// The header as it was when the transaction began, and the cluster that holds it.
+    committed: Header,
+    committed_area: HeaderArea,
     old_size: u64,
 }
 
@@ -46,18 +53,35 @@ impl Transaction {
     /// their metadata, or whose header names a backing where none is given, or the other way round.
     pub fn begin(layer: Arc<Layer>, backing: Option<Arc<dyn BlockRead>>) -> Result<Self, Error> {
         let file = layer.file().clone();
-        if Header::read(&file)? != *layer.header() {
+        let committed_area = HeaderArea::read(&file, layer.header())?;
+        let committed = Header::read(&file)?;
+        if committed != *layer.header() {
             return Err(Error::ChangedMeanwhile { image: layer.name().to_owned() });
         }
-        let bitmaps = BitmapDirectory::read(&file, layer.header())?;
-        let committed = commit::read_sector(&file)?;
-        commit::check_writable(&layer, backing.is_some(), bitmaps.as_ref(), &committed)?;
-        let refcount_table = refcounts::read_table(&file, layer.header())?;
+        commit::check_writable(&layer, backing.is_some())?;
+        let bitmaps = BitmapDirectory::read(&file, &committed)?;
+        let refcount_table = counts::read_table(&file, &committed)?;
         let metadata = Metadata::collect(&layer, &refcount_table, bitmaps.as_ref())?;
         let old_size = file.storage.size();
-        let refcounts = Refcounts::new(file, layer.header(), refcount_table, metadata);
-        let state = State { layer, backing, tables: Default::default(), refcounts, phase: Phase::Open };
-        Ok(Self { state: RwLock::new(state), bitmaps, committed, old_size })
+        let state = State {
+            header: committed.clone(),
+            l1: layer.l1().to_vec(),
+            l1_changed: false,
+            backing,
+            tables: BTreeMap::new(),
+            pointing: BTreeMap::new(),
+            refcounts: Refcounts::new(file, &committed, refcount_table, metadata),
+            dirty: bitmaps.is_some().then(Default::default),
+            phase: Phase::Open,
+            layer,
+        };
+        Ok(Self { state: RwLock::new(state), bitmaps, committed, committed_area, old_size })
+    }
+
+    /// Changes the image's metadata. If `change` fails, the transaction can only be rolled back.
+    pub(crate) fn change<T>(&self, change: impl FnOnce(&mut State) -> Result<T, Error>) -> Result<T, Error> {
+        let mut state = self.write_state()?;
+        change(&mut state).inspect_err(|_| state.phase = Phase::Failed)
     }
 
     /// Makes the changes permanent: when this returns, they are on stable storage.
@@ -66,27 +90,38 @@ impl Transaction {
     /// may be gone: open the image again. After an error the image has its old state, unless the error came from writing
     /// the header itself: then it has the old state or the new one.
     pub fn commit(&self) -> Result<(), Error> {
+        self.finish(false)
+    }
+
+    /// Commits, and then brings metadata to where it lay before, so that the file neither grows nor scatters by an edit of its
+    /// metadata: its layout becomes that of an update in place. This costs a second pass over the changed metadata.
+    ///
+    /// After an error in the second pass the image has its new state.
+    pub fn commit_settled(&self) -> Result<(), Error> {
+        self.finish(true)
+    }
+
+    fn finish(&self, settle: bool) -> Result<(), Error> {
         let mut state = self.write_state()?;
-        if state.tables.is_empty() {
+        if state.is_unchanged(&self.committed) {
             state.phase = Phase::Finished;
             return Ok(());
         }
         let file = state.file().clone();
-        let prepared = self.prepare(&mut state);
+        let prepared = self.prepare(&mut state, settle);
         state.phase = Phase::Finished;
-        let sector = match prepared {
-            Ok(sector) => sector,
-            Err(error) => {
-                self.roll_back(&state);
-                return Err(error);
-            }
-        };
-        if let Err(error) = file.write(&sector, HostOffset(0)) {
-            self.roll_back(&state);
-            return Err(error);
+        let replaced = prepared.and_then(|prepared| {
+            let area = replace_header(&file, &self.committed_area, &self.committed, &prepared.header)?;
+            Ok((prepared, area))
+        });
+        let (Prepared { header, lasting }, area) = replaced.inspect_err(|_| self.roll_back(&state))?;
+        if let Some(lasting) = lasting {
+            let settled = state.write_settled(lasting)?;
+            file.sync()?;
+            replace_header(&file, &area, &header, &settled)?;
+            file.set_size(self.old_size.max(state.settled_end()).min(file.storage.size()))?;
         }
-        file.sync()?;
-        let bits = state.header().cluster_bits.bits();
+        let bits = state.header.cluster_bits.bits();
         for run in state.refcounts.freed_runs() {
             // Only a hint: the clusters are free whether their space is returned to the host or not.
             let _ = file.storage.discard(run.start << bits..run.end << bits);
@@ -94,13 +129,16 @@ impl Transaction {
         Ok(())
     }
 
-    fn prepare(&self, state: &mut State) -> Result<Sector, Error> {
-        let sector = state.write_metadata(self.bitmaps.as_ref(), &self.committed)?;
+    fn prepare(&self, state: &mut State, settle: bool) -> Result<Prepared, Error> {
+        if let Some(bitmaps) = self.bitmaps.as_ref().filter(|_| !state.tables.is_empty()) {
+            state.mark_bitmaps_in_use(bitmaps)?;
+        }
+        let prepared = state.write_metadata(settle)?;
         state.file().sync()?;
-        if commit::read_sector(state.file())? != self.committed {
+        if !self.committed_area.is_current(state.file())? {
             return Err(Error::ChangedMeanwhile { image: state.file().name.to_string() });
         }
-        Ok(sector)
+        Ok(prepared)
     }
 
     /// Gives the space of what was written back to the host. The image does not refer to it, so failing does no harm.
@@ -108,7 +146,7 @@ impl Transaction {
     /// Another header than the one we began with may refer to it: after a write that only seemed to fail, or when somebody
     /// else did not heed the lock.
     fn roll_back(&self, state: &State) {
-        if commit::read_sector(state.file()).map_or(true, |sector| sector != self.committed) {
+        if !self.committed_area.is_current(state.file()).unwrap_or(false) {
             return;
         }
         let storage = &state.file().storage;

@@ -1,142 +1,49 @@
-use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
+use std::sync::Arc;
 
+use super::counts::{Block, Committed};
 use super::metadata::Metadata;
 use crate::error::{Corruption, Error, Place, WriteObstacle};
-use crate::file::ImageFile;
+use crate::file::{ImageFile, table_bytes};
 use crate::header::{Header, MAX_REFCOUNT_TABLE_SIZE};
 use crate::refcount::RefcountWidth;
-use crate::types::{ClusterBits, HostCluster, HostOffset, in_memory};
-
-/// Mask of the offset in a refcount table entry.
-const OFFSET: u64 = !0x1ff;
+use crate::types::{HostCluster, HostOffset, in_memory};
 
 /// The refcounts as the transaction has them, and the search for clusters that it can use.
 ///
 /// A cluster is free for the transaction only while its refcount is zero both as committed and now: what the transaction
-/// gives up still belongs to the committed state until the header is replaced.
-#[derive(Debug)]
+/// gives up still belongs to the committed state until the header is replaced. Every block with a cluster in use has a place.
+#[derive(Clone, Debug)]
 pub(super) struct Refcounts {
-    committed: Committed,
+    committed: Arc<Committed>,
     blocks: BTreeMap<u64, Block>,
-    /// No cluster below is free.
+    /// Offsets of the blocks.
+    table: Vec<u64>,
+    /// Where the table lies.
+    table_run: Range<u64>,
+    /// Where the search for free clusters begins.
     hint: u64,
     /// Clusters taken so far, in runs; some may have been given back.
     taken: Vec<Range<u64>>,
-    /// Clusters that nothing will use after the commit.
+    /// Clusters of the committed state that nothing will use after the commit.
     freed: Vec<HostCluster>,
-}
-
-/// The refcounts that the image has on storage.
-#[derive(Debug)]
-struct Committed {
-    file: ImageFile,
-    bits: ClusterBits,
-    width: RefcountWidth,
-    /// Offsets of the blocks.
-    table: Vec<u64>,
-    metadata: Metadata,
-}
-
-#[derive(Debug)]
-struct Block {
-    counts: Vec<u8>,
-    /// Clusters that are in use as committed or now.
-    busy: BitSet,
-    /// Clusters that the transaction took.
-    ours: BitSet,
-    changed: bool,
-}
-
-/// A bit for each cluster that a block counts.
-#[derive(Debug)]
-struct BitSet(Vec<u64>);
-
-impl BitSet {
-    fn new(len: u64) -> Self {
-        Self(vec![0; in_memory(len.div_ceil(64))])
-    }
-
-    fn set(&mut self, index: u64, value: bool) {
-        if let Some(word) = self.0.get_mut(in_memory(index / 64)) {
-            let bit = 1 << (index % 64);
-            *word = if value { *word | bit } else { *word & !bit };
-        }
-    }
-
-    fn contains(&self, index: u64) -> bool {
-        self.0.get(in_memory(index / 64)).is_some_and(|word| word >> (index % 64) & 1 == 1)
-    }
-
-    /// The first index from `from` on that is not in the set.
-    fn first_missing(&self, from: u64) -> Option<u64> {
-        let mut words = self.0.iter().zip(0..).skip(in_memory(from / 64));
-        let (&first, index) = words.next()?;
-        let first = first | ((1 << (from % 64)) - 1);
-        std::iter::once((first, index))
-            .chain(words.map(|(&word, index)| (word, index)))
-            .find(|(word, _)| *word != u64::MAX)
-            .map(|(word, index): (u64, u64)| index * 64 + u64::from(word.trailing_ones()))
-    }
-}
-
-/// Reads an image's refcount table: the offsets of its blocks, zero where there is none.
-pub(super) fn read_table(file: &ImageFile, header: &Header) -> Result<Vec<u64>, Error> {
-    let entries = u64::from(header.refcount_table_clusters) * header.cluster_bits.words();
-    let mut table = file.read_table(Place::RefcountTable, header.refcount_table, entries)?;
-    table.iter_mut().for_each(|entry| *entry &= OFFSET);
-    Ok(table)
-}
-
-impl Committed {
-    fn per_block(&self) -> u64 {
-        self.width.per_block(self.bits)
-    }
-
-    fn load(&self, index: u64) -> Result<Block, Error> {
-        let per_block = self.per_block();
-        // Entries hold host offsets of 56 bits.
-        let addressable = (1_u64 << 56 >> self.bits.bits()).div_ceil(per_block);
-        if index >= addressable.min(MAX_REFCOUNT_TABLE_SIZE / 8) {
-            return Err(self.full());
-        }
-        let counts = match self.table.get(in_memory(index)) {
-            Some(&offset) if offset != 0 => {
-                self.file.read_structure(Place::RefcountBlock(index), HostOffset(offset), self.bits.size())?
-            }
-            _ => vec![0; self.bits.buffer_len()],
-        };
-        let (busy, ours) = (BitSet::new(per_block), BitSet::new(per_block));
-        let mut block = Block { counts, busy, ours, changed: false };
-        for cluster in 0..per_block {
-            if self.width.get(&block.counts, cluster) != 0 {
-                block.busy.set(cluster, true);
-            }
-        }
-        let first = index * per_block;
-        for (cluster, place) in self.metadata.within(first..first + per_block) {
-            if self.width.get(&block.counts, cluster.0 - first) == 0 {
-                return Err(self.too_low(cluster, place));
-            }
-        }
-        Ok(block)
-    }
-
-    fn full(&self) -> Error {
-        Error::NotWritable { image: self.file.name.to_string(), obstacle: WriteObstacle::RefcountTableFull }
-    }
-
-    fn too_low(&self, cluster: HostCluster, place: Place) -> Error {
-        self.file.corrupt(Corruption::RefcountTooLow { place, offset: self.bits.host_offset(cluster) })
-    }
 }
 
 impl Refcounts {
     pub(super) fn new(file: ImageFile, header: &Header, table: Vec<u64>, metadata: Metadata) -> Self {
         let (bits, width) = (header.cluster_bits, RefcountWidth::new(header.refcount_order));
-        let committed = Committed { file, bits, width, table, metadata };
-        Self { committed, blocks: BTreeMap::new(), hint: 0, taken: Vec::new(), freed: Vec::new() }
+        let first = bits.host_cluster(header.refcount_table).0;
+        Self {
+            table: table.clone(),
+            committed: Arc::new(Committed { file, bits, width, table, metadata }),
+            blocks: BTreeMap::new(),
+            table_run: first..first + u64::from(header.refcount_table_clusters),
+            hint: 0,
+            taken: Vec::new(),
+            freed: Vec::new(),
+        }
     }
 
     /// The block that counts `cluster`, and the cluster's index in it.
@@ -150,6 +57,27 @@ impl Refcounts {
             }
         };
         Ok((block, cluster.0 % per_block))
+    }
+
+    /// How many users a cluster has.
+    pub(super) fn count(&mut self, cluster: HostCluster) -> Result<u64, Error> {
+        let width = self.committed.width;
+        let (block, index) = self.block_of(cluster)?;
+        Ok(width.get(&block.counts, index))
+    }
+
+    /// Whether the transaction took the cluster, so that the committed state does not use it.
+    pub(super) fn is_ours(&self, cluster: HostCluster) -> bool {
+        let per_block = self.committed.per_block();
+        self.blocks.get(&(cluster.0 / per_block)).is_some_and(|block| block.ours.contains(cluster.0 % per_block))
+    }
+
+    fn set(&mut self, cluster: HostCluster, count: u64) -> Result<(), Error> {
+        let width = self.committed.width;
+        let (block, index) = self.block_of(cluster)?;
+        width.set(&mut block.counts, index, count);
+        block.changed = true;
+        Ok(())
     }
 
     fn next_free(&mut self, from: u64) -> Result<u64, Error> {
@@ -190,13 +118,52 @@ impl Refcounts {
         Ok(())
     }
 
+    fn block_place(&self, index: u64) -> Option<HostCluster> {
+        let &offset = self.table.get(in_memory(index))?;
+        (offset != 0).then(|| self.committed.bits.host_cluster(HostOffset(offset)))
+    }
+
+    fn place_block(&mut self, index: u64, cluster: HostCluster) {
+        let index = in_memory(index);
+        if self.table.len() <= index {
+            self.table.resize(index + 1, 0);
+        }
+        self.table[index] = self.committed.bits.host_offset(cluster).0;
+    }
+
+    /// Gives the blocks that count `clusters` a place; false if that took a cluster.
+    fn cover(&mut self, clusters: &Range<u64>) -> Result<bool, Error> {
+        let per_block = self.committed.per_block();
+        let mut covered = true;
+        for index in clusters.start / per_block..=(clusters.end - 1) / per_block {
+            if self.block_place(index).is_some() {
+                continue;
+            }
+            covered = false;
+            // The first free cluster, as in QEMU; it may lie in a block that has no place itself.
+            let place = loop {
+                let place = self.next_free(self.hint)?;
+                if place / per_block == index || self.cover(&(place..place + 1))? {
+                    break place;
+                }
+            };
+            self.place_block(index, HostCluster(place));
+            self.take(place..place + 1)?;
+        }
+        Ok(covered)
+    }
+
     /// Takes the first free clusters, at least one and at most `count`, in one run.
     pub(super) fn allocate(&mut self, count: u64) -> Result<Range<u64>, Error> {
-        let start = self.next_free(self.hint)?;
-        let end = start + self.free_run(start, count)?.max(1);
-        self.take(start..end)?;
-        self.hint = end;
-        Ok(start..end)
+        loop {
+            let start = self.next_free(self.hint)?;
+            let run = start..start + self.free_run(start, count)?.max(1);
+            if self.cover(&run)? {
+                self.take(run.clone())?;
+                self.hint = run.end;
+                return Ok(run);
+            }
+        }
     }
 
     /// Takes the first run of `count` free clusters.
@@ -204,15 +171,18 @@ impl Refcounts {
         let mut start = self.next_free(self.hint)?;
         loop {
             let len = self.free_run(start, count)?;
-            if len == count {
+            if len < count {
+                start = self.next_free(start + len + 1)?;
+            } else if count == 0 || self.cover(&(start..start + count))? {
                 self.take(start..start + count)?;
                 return Ok(start..start + count);
+            } else {
+                start = self.next_free(self.hint)?;
             }
-            start = self.next_free(start + len + 1)?;
         }
     }
 
-    /// Gives back clusters that the transaction took; it may take them again.
+    /// Gives back clusters that only the transaction has used; it may take them again.
     pub(super) fn give_back(&mut self, clusters: Range<u64>) -> Result<(), Error> {
         if clusters.is_empty() {
             return Ok(());
@@ -228,30 +198,42 @@ impl Refcounts {
         Ok(())
     }
 
-    /// Counts one user less of a cluster of the committed state. `place` is the user.
+    /// Counts one user more of a cluster in use. `place` is the user.
+    pub(super) fn add(&mut self, cluster: HostCluster, place: Place) -> Result<(), Error> {
+        match self.count(cluster)? {
+            0 => Err(self.committed.too_low(cluster, place)),
+            count if count == self.committed.width.max() => {
+                let image = self.committed.file.name.to_string();
+                Err(Error::NotWritable { image, obstacle: WriteObstacle::RefcountOverflow })
+            }
+            count => self.set(cluster, count + 1),
+        }
+    }
+
+    /// Counts one user less of a cluster. `place` is the user.
+    pub(super) fn drop_user(&mut self, cluster: HostCluster, place: Place) -> Result<(), Error> {
+        let left = self.count(cluster)?.checked_sub(1).ok_or_else(|| self.committed.too_low(cluster, place))?;
+        if left > 0 {
+            return self.set(cluster, left);
+        }
+        if self.is_ours(cluster) {
+            return self.give_back(cluster.0..cluster.0 + 1);
+        }
+        self.freed.push(cluster);
+        self.set(cluster, 0)
+    }
+
+    /// The same for a cluster of guest data that the committed state names: one that holds metadata, or that the image
+    /// counts as free and that may be ours by now, is damage.
     pub(super) fn drop_data(&mut self, cluster: HostCluster, place: Place) -> Result<(), Error> {
         if let Some(first) = self.committed.metadata.place_of(cluster) {
             let offset = self.committed.bits.host_offset(cluster);
             return Err(self.committed.file.corrupt(Corruption::Overlap { first, second: place, offset }));
         }
-        self.drop_metadata(cluster, place)
-    }
-
-    /// The same for a cluster that is known to hold metadata.
-    pub(super) fn drop_metadata(&mut self, cluster: HostCluster, place: Place) -> Result<(), Error> {
-        let width = self.committed.width;
-        let (block, index) = self.block_of(cluster)?;
-        // An entry that uses a cluster with refcount zero may even mean one that is ours by now.
-        let uses = if block.ours.contains(index) { 0 } else { width.get(&block.counts, index) };
-        let Some(left) = uses.checked_sub(1) else {
+        if self.is_ours(cluster) {
             return Err(self.committed.too_low(cluster, place));
-        };
-        width.set(&mut block.counts, index, left);
-        block.changed = true;
-        if left == 0 {
-            self.freed.push(cluster);
         }
-        Ok(())
+        self.drop_user(cluster, place)
     }
 
     /// What the transaction took, whether it kept it or not.
@@ -272,58 +254,103 @@ impl Refcounts {
         runs
     }
 
-    /// Finds new places for all changed blocks and for the refcount table, and writes them there.
-    ///
-    /// Their own clusters are counted in blocks too, so moving one block may change another: it ends when a round
-    /// changes no block that has not moved.
-    pub(super) fn write(&mut self, header: &Header) -> Result<NewRefcountTable, Error> {
-        let old = self.committed.bits.host_cluster(header.refcount_table).0;
-        for cluster in old..old + u64::from(header.refcount_table_clusters) {
-            self.drop_metadata(HostCluster(cluster), Place::RefcountTable)?;
-        }
-        let mut moved = BTreeMap::<u64, HostCluster>::new();
-        let mut table = 0..0;
-        loop {
-            let unmoved: Vec<u64> =
-                self.blocks.iter().filter(|(i, b)| b.changed && !moved.contains_key(i)).map(|(&i, _)| i).collect();
-            for &index in &unmoved {
-                moved.insert(index, HostCluster(self.allocate(1)?.start));
-                if let Some(&old) = self.committed.table.get(in_memory(index)).filter(|&&old| old != 0) {
-                    self.drop_metadata(self.committed.bits.host_cluster(HostOffset(old)), Place::RefcountBlock(index))?;
-                }
-            }
-            let entries = moved.keys().last().map_or(0, |last| last + 1).max(self.committed.table.len() as u64);
-            let clusters = self.committed.bits.clusters_for(entries * 8);
-            if table.end - table.start < clusters {
-                if clusters << self.committed.bits.bits() > MAX_REFCOUNT_TABLE_SIZE {
-                    return Err(self.committed.full());
-                }
-                self.give_back(table)?;
-                table = self.allocate_run(clusters)?;
-            } else if unmoved.is_empty() {
-                break;
-            }
-        }
-        for (&index, &cluster) in &moved {
-            if let Some(block) = self.blocks.get(&index) {
-                self.committed.file.write(&block.counts, self.committed.bits.host_offset(cluster))?;
-            }
-        }
-        self.committed.table.resize(in_memory((table.end - table.start) * self.committed.bits.words()), 0);
-        for (index, cluster) in moved {
-            if let Some(entry) = self.committed.table.get_mut(in_memory(index)) {
-                *entry = self.committed.bits.host_offset(cluster).0;
-            }
-        }
-        let offset = self.committed.bits.host_offset(HostCluster(table.start));
-        self.committed.file.write(&crate::file::table_bytes(self.committed.table.iter().copied()), offset)?;
-        Ok(NewRefcountTable { offset, clusters: table.end - table.start })
+    /// The end of what the transaction has taken and kept, if it took anything.
+    pub(super) fn end_of_taken(&self) -> u64 {
+        let runs = self.taken.iter().cloned().flat_map(|run| run.rev().find(|&at| self.is_ours(HostCluster(at))));
+        runs.max().map_or(0, |last| last + 1)
     }
-}
 
-/// Where a commit has put the refcount table.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct NewRefcountTable {
-    pub(super) offset: HostOffset,
-    pub(super) clusters: u64,
+    /// The refcounts are as they were committed.
+    pub(super) fn is_unchanged(&self) -> bool {
+        !self.blocks.values().any(|block| block.changed)
+    }
+
+    /// Makes the table long enough for all blocks, in a new place if need be.
+    pub(super) fn fit_table(&mut self) -> Result<(), Error> {
+        loop {
+            let clusters = self.committed.bits.clusters_for(self.table.len() as u64 * 8);
+            if clusters <= self.table_run.end - self.table_run.start {
+                return Ok(());
+            }
+            if clusters << self.committed.bits.bits() > MAX_REFCOUNT_TABLE_SIZE {
+                return Err(self.committed.full());
+            }
+            // Taking its clusters may need more blocks, and so a longer table.
+            let run = self.allocate_run(clusters)?;
+            for cluster in std::mem::replace(&mut self.table_run, run) {
+                self.drop_user(HostCluster(cluster), Place::RefcountTable)?;
+            }
+        }
+    }
+
+    pub(super) fn table_run(&self) -> &Range<u64> {
+        &self.table_run
+    }
+
+    /// From here on, takes only clusters from `first` on.
+    pub(super) fn begin_at(&mut self, first: u64) {
+        self.hint = first;
+    }
+
+    /// Counts what lies at `from` at a new place instead, and returns that.
+    pub(super) fn move_run(&mut self, from: Range<u64>) -> Result<HostCluster, Error> {
+        let to = self.allocate_run(from.end - from.start)?.start;
+        for (cluster, to) in from.zip(to..) {
+            let count = self.count(HostCluster(cluster))?;
+            self.set(HostCluster(to), count)?;
+            self.set(HostCluster(cluster), 0)?;
+            if !self.is_ours(HostCluster(cluster)) {
+                self.freed.push(HostCluster(cluster));
+            }
+        }
+        Ok(HostCluster(to))
+    }
+
+    /// Moves changed blocks and the table to new places: all, or those that would overwrite the committed state.
+    ///
+    /// Blocks are counted in blocks too, so moving one may change another: it ends when a round moves none.
+    pub(super) fn move_away(&mut self, all: bool) -> Result<(), Error> {
+        let lasting = self.table.clone();
+        let mut moved = BTreeSet::new();
+        let mut table_moved = false;
+        loop {
+            let place_of = |index: u64| Some(lasting.get(in_memory(index)).copied()?).filter(|&offset| offset != 0);
+            let bits = self.committed.bits;
+            let next: Vec<(u64, HostCluster)> = (self.blocks.iter())
+                .filter(|(index, block)| block.changed && !moved.contains(*index))
+                .filter_map(|(&index, _)| Some((index, bits.host_cluster(HostOffset(place_of(index)?)))))
+                .filter(|&(_, place)| all || !self.is_ours(place))
+                .collect();
+            for &(index, place) in &next {
+                let to = self.move_run(place.0..place.0 + 1)?;
+                self.place_block(index, to);
+                moved.insert(index);
+            }
+            if !table_moved && (all || !self.is_ours(HostCluster(self.table_run.start))) {
+                let run = self.table_run.clone();
+                let to = self.move_run(run.clone())?.0;
+                self.table_run = to..to + (run.end - run.start);
+                table_moved = true;
+            } else if next.is_empty() {
+                let before = self.table_run.clone();
+                self.fit_table()?;
+                if self.table_run == before {
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    /// Writes the changed blocks and the table to their places.
+    pub(super) fn write(&self) -> Result<(), Error> {
+        let Committed { file, bits, .. } = &*self.committed;
+        for (&index, block) in self.blocks.iter().filter(|(_, block)| block.changed) {
+            if let Some(place) = self.block_place(index) {
+                file.write(&block.counts, bits.host_offset(place))?;
+            }
+        }
+        let mut table = table_bytes(self.table.iter().copied());
+        table.resize(in_memory((self.table_run.end - self.table_run.start) << bits.bits()), 0);
+        file.write(&table, bits.host_offset(HostCluster(self.table_run.start)))
+    }
 }

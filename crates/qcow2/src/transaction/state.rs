@@ -1,12 +1,14 @@
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use qtk_block::{BlockRead, Extent, ExtentKind, read_padded};
 
+use super::commit::Pointing;
+use super::dirty::DirtyRanges;
 use super::refcounts::Refcounts;
-use crate::entry::{Cluster, L2Entry};
+use crate::entry::{Cluster, L1Entry, L2Entry};
 use crate::error::{Corruption, Error, Place};
 use crate::file::ImageFile;
 use crate::header::Header;
@@ -18,8 +20,20 @@ use crate::types::{GuestCluster, HostCluster, HostOffset, in_memory};
 #[derive(Debug)]
 pub(super) struct PendingTable {
     pub(super) entries: Box<[L2Entry]>,
-    /// Which entries map clusters that the transaction took itself, and so may write in place.
-    pub(super) fresh: Box<[bool]>,
+    pub(super) origins: Box<[Origin]>,
+    /// Whether it changes for all its users, and not for the active L1 table alone.
+    pub(super) shared: bool,
+}
+
+/// Where an entry's cluster comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Origin {
+    /// The committed state.
+    Committed,
+    /// This transaction, which may write it in place.
+    Own,
+    /// This transaction, but a snapshot has it too.
+    Shared,
 }
 
 impl PendingTable {
@@ -29,7 +43,7 @@ impl PendingTable {
             Some(committed) => committed.into(),
             None => vec![L2Entry::UNALLOCATED; len].into(),
         };
-        Ok(Self { entries, fresh: vec![false; len].into() })
+        Ok(Self { entries, origins: vec![Origin::Committed; len].into(), shared: false })
     }
 }
 
@@ -45,17 +59,27 @@ pub(super) enum Phase {
 }
 
 /// The image as the transaction has it.
-pub(super) struct State {
+pub(crate) struct State {
+    /// The L2 tables that the transaction has not changed.
     pub(super) layer: Arc<Layer>,
     pub(super) backing: Option<Arc<dyn BlockRead>>,
+    /// The header to commit. Tables that only have to make way for the commit keep their place here.
+    pub(super) header: Header,
+    /// The L1 table to commit.
+    pub(super) l1: Vec<L1Entry>,
+    pub(super) l1_changed: bool,
     pub(super) tables: BTreeMap<u64, PendingTable>,
+    /// Structures that hold offsets of others, by their place.
+    pub(super) pointing: BTreeMap<HostCluster, Pointing>,
     pub(super) refcounts: Refcounts,
+    /// Kept where the image has bitmaps.
+    pub(super) dirty: Option<Mutex<DirtyRanges>>,
     pub(super) phase: Phase,
 }
 
 impl L2Tables for State {
     fn header(&self) -> &Header {
-        self.layer.header()
+        &self.header
     }
 
     fn file(&self) -> &ImageFile {
@@ -92,6 +116,13 @@ impl State {
         }
         let image = self.file().name.to_string();
         Err(Error::OutOfRange { image, start: range.start, end: range.end, size: self.size() })
+    }
+
+    /// Remembers that a guest range changes.
+    pub(super) fn touch(&self, range: Range<u64>) {
+        if let Some(dirty) = &self.dirty {
+            dirty.lock().unwrap_or_else(PoisonError::into_inner).add(range);
+        }
     }
 
     pub(super) fn read(&self, buf: &mut [u8], offset: u64) -> Result<(), Error> {
@@ -142,7 +173,7 @@ impl State {
         let (l1_index, index) = slot(self.header(), first);
         let table = self.tables.get(&l1_index)?;
         let host_of = |index: usize| match table.entries.get(index)?.decode(self.header().l2_format()) {
-            Cluster::Data { host } if *table.fresh.get(index)? => Some(host),
+            Cluster::Data { host } if *table.origins.get(index)? == Origin::Own => Some(host),
             _ => None,
         };
         let host = host_of(index)?;
@@ -164,17 +195,17 @@ impl State {
     }
 
     /// Lets `entry` map a guest cluster and gives up the host clusters that it had.
-    pub(super) fn map(&mut self, cluster: GuestCluster, entry: L2Entry, fresh: bool) -> Result<(), Error> {
+    pub(super) fn map(&mut self, cluster: GuestCluster, entry: L2Entry, origin: Origin) -> Result<(), Error> {
         let (l1_index, index) = slot(self.header(), cluster);
         let table = self.table_mut(l1_index)?;
-        let (Some(old), Some(old_fresh)) = (table.entries.get_mut(index), table.fresh.get_mut(index)) else {
+        let (Some(old), Some(old_origin)) = (table.entries.get_mut(index), table.origins.get_mut(index)) else {
             return Ok(());
         };
-        let (old, old_fresh) = (std::mem::replace(old, entry), std::mem::replace(old_fresh, fresh));
-        self.give_up(old, old_fresh, cluster).inspect_err(|_| self.phase = Phase::Failed)
+        let (old, old_origin) = (std::mem::replace(old, entry), std::mem::replace(old_origin, origin));
+        self.give_up(old, old_origin, cluster).inspect_err(|_| self.phase = Phase::Failed)
     }
 
-    fn give_up(&mut self, entry: L2Entry, fresh: bool, cluster: GuestCluster) -> Result<(), Error> {
+    fn give_up(&mut self, entry: L2Entry, origin: Origin, cluster: GuestCluster) -> Result<(), Error> {
         let bits = self.header().cluster_bits;
         let place = Place::L2Entry(bits.guest_offset(cluster));
         let clusters = match entry.decode(self.header().l2_format()) {
@@ -188,11 +219,11 @@ impl State {
             }
             Cluster::Compressed { host, len } => bits.host_cluster(host).0..bits.host_cluster(host.plus(len - 1)).0 + 1,
         };
-        if fresh {
-            return self.refcounts.give_back(clusters);
-        }
-        for cluster in clusters {
-            self.refcounts.drop_data(HostCluster(cluster), place)?;
+        for cluster in clusters.map(HostCluster) {
+            match origin {
+                Origin::Committed => self.refcounts.drop_data(cluster, place)?,
+                Origin::Own | Origin::Shared => self.refcounts.drop_user(cluster, place)?,
+            }
         }
         Ok(())
     }

@@ -1,7 +1,7 @@
 use std::ops::Range;
 
-use super::state::{State, slot};
-use crate::entry::L2Entry;
+use super::state::{Origin, State, slot};
+use crate::entry::{Cluster, L2Entry};
 use crate::error::Error;
 use crate::mapping::{self, L2Tables, MappingKind};
 use crate::types::{GuestCluster, HostCluster, HostOffset, Version, in_memory};
@@ -10,6 +10,7 @@ impl State {
     /// Writes as much from the front of `buf` as lies in clusters that the transaction already took; returns how much.
     pub(super) fn write_in_place(&self, buf: &[u8], offset: u64) -> Result<usize, Error> {
         let mut done = 0;
+        self.touch(offset..offset + buf.len() as u64);
         while let Some(rest) = buf.get(done..).filter(|rest| !rest.is_empty()) {
             let at = offset + done as u64;
             let Some((host, len)) = self.fresh_run(at..at + rest.len() as u64) else {
@@ -48,7 +49,7 @@ impl State {
         }
         let format = self.header().l2_format();
         for (guest, host) in (wanted.start..guest_end).zip(taken) {
-            self.map(GuestCluster(guest), L2Entry::owned(bits.host_offset(HostCluster(host)), format), true)?;
+            self.map(GuestCluster(guest), L2Entry::owned(bits.host_offset(HostCluster(host)), format), Origin::Own)?;
         }
         Ok(buf.len())
     }
@@ -59,8 +60,13 @@ impl State {
         let first = range.start >> bits.bits();
         let (l1_index, index) = slot(self.header(), GuestCluster(first));
         let wanted = in_memory(bits.clusters_for(range.end) - first);
-        let fresh = &self.table_mut(l1_index)?.fresh;
-        let run = fresh.iter().skip(index).take(wanted).take_while(|&&fresh| !fresh).count() as u64;
+        let format = self.header().l2_format();
+        let table = self.table_mut(l1_index)?;
+        let clusters = table.entries.iter().zip(&table.origins).skip(index).take(wanted);
+        let in_place = |entry: &L2Entry, origin: &Origin| {
+            *origin == Origin::Own && matches!(entry.decode(format), Cluster::Data { .. })
+        };
+        let run = clusters.take_while(|(entry, origin)| !in_place(entry, origin)).count() as u64;
         Ok(first..first + run.max(1))
     }
 
@@ -112,6 +118,7 @@ impl State {
 
     /// Makes a range read as zeroes; whole clusters lose their place in the file.
     pub(super) fn zero(&mut self, range: Range<u64>) -> Result<(), Error> {
+        self.touch(range.clone());
         let whole = self.whole_clusters(&range);
         if whole.is_empty() {
             return self.write_zeroes(range);
@@ -125,6 +132,7 @@ impl State {
 
     /// Gives up the whole clusters in a range, which then read as zeroes; where that would need space, does nothing.
     pub(super) fn discard(&mut self, range: Range<u64>) -> Result<(), Error> {
+        self.touch(range.clone());
         if self.backing.is_some() && self.header().version < Version::V3 {
             return Ok(());
         }
@@ -176,7 +184,7 @@ impl State {
             };
             if !reads_as_zeroes {
                 for cluster in next..end {
-                    self.map(GuestCluster(cluster), entry, false)?;
+                    self.map(GuestCluster(cluster), entry, Origin::Committed)?;
                 }
             }
             next = end;

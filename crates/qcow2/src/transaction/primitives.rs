@@ -1,0 +1,107 @@
+//! What the operations on metadata are made of: snapshots, bitmaps, repair, resizing.
+
+use std::ops::Range;
+use std::sync::{Arc, PoisonError};
+
+use super::commit::Pointing;
+use super::state::State;
+use crate::entry::L1Entry;
+use crate::error::{Error, Place};
+use crate::header::Header;
+use crate::layer::Layer;
+use crate::mapping::L2Tables;
+use crate::types::{HostCluster, HostOffset, in_memory};
+
+impl State {
+    /// The image as it was committed, or as [`set_l1`](Self::set_l1) made it.
+    pub(crate) fn layer(&self) -> &Arc<Layer> {
+        &self.layer
+    }
+
+    /// The header that the commit will write.
+    pub(crate) fn header_mut(&mut self) -> &mut Header {
+        &mut self.header
+    }
+
+    /// The active L1 table. Where a table's offset is final depends on the commit; copies that are stored follow it.
+    pub(crate) fn l1(&self) -> &[L1Entry] {
+        &self.l1
+    }
+
+    /// Replaces the active L1 table; no L2 table may have changed since the last commit. References stay as they are
+    /// counted: the caller accounts for what the old table gave up and the new one uses.
+    pub(crate) fn set_l1(&mut self, l1: Vec<L1Entry>) -> Result<(), Error> {
+        let bits = self.header.cluster_bits;
+        let old = self.clusters(self.header.l1_table, u64::from(self.header.l1_size) * 8);
+        let needed = bits.clusters_for(l1.len() as u64 * 8);
+        if needed > old.end - old.start {
+            let new = self.refcounts.allocate_run(needed)?;
+            self.header.l1_table = bits.host_offset(HostCluster(new.start));
+            self.drop_clusters(old, Place::L1Table)?;
+        }
+        self.header.l1_size = u32::try_from(l1.len()).unwrap_or(u32::MAX);
+        self.l1 = l1;
+        self.l1_changed = true;
+        self.tables.clear();
+        self.layer = Arc::new(self.layer.with_l1(self.header.clone(), self.l1.clone()));
+        Ok(())
+    }
+
+    /// Writes a structure to free clusters and returns where it lies. Its content may go on until the end of its last cluster.
+    pub(crate) fn store(&mut self, place: Place, bytes: &[u8]) -> Result<HostOffset, Error> {
+        let bits = self.header.cluster_bits;
+        let clusters = bits.clusters_for(bytes.len() as u64);
+        let run = self.refcounts.allocate_run(clusters)?;
+        let offset = bits.host_offset(HostCluster(run.start));
+        let mut bytes = bytes.to_vec();
+        bytes.resize(in_memory(clusters << bits.bits()), 0);
+        if let Place::SnapshotTable | Place::SnapshotL1Table(_) = place {
+            self.pointing.insert(HostCluster(run.start), Pointing { place, bytes });
+        } else {
+            self.file().write(&bytes, offset)?;
+        }
+        Ok(offset)
+    }
+
+    /// Gives up the clusters of a structure `len` bytes long.
+    pub(crate) fn release(&mut self, place: Place, offset: HostOffset, len: u64) -> Result<(), Error> {
+        let clusters = self.clusters(offset, len);
+        self.pointing.remove(&HostCluster(clusters.start));
+        self.drop_clusters(clusters, place)
+    }
+
+    fn drop_clusters(&mut self, clusters: Range<u64>, place: Place) -> Result<(), Error> {
+        for cluster in clusters {
+            self.refcounts.drop_user(HostCluster(cluster), place)?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn clusters(&self, offset: HostOffset, len: u64) -> Range<u64> {
+        let bits = self.header.cluster_bits;
+        let first = bits.host_cluster(offset).0;
+        first..first + bits.clusters_for(len)
+    }
+
+    /// The guest ranges that have changed since the transaction began, joined and in order; kept where the image has bitmaps.
+    pub(crate) fn dirty_ranges(&self) -> Vec<Range<u64>> {
+        self.dirty
+            .as_ref()
+            .map_or_else(Vec::new, |dirty| dirty.lock().unwrap_or_else(PoisonError::into_inner).iter().collect())
+    }
+
+    /// How many users a cluster has.
+    pub(crate) fn references(&mut self, cluster: HostCluster) -> Result<u64, Error> {
+        self.refcounts.count(cluster)
+    }
+
+    /// Counts one user more of a cluster in use. `place` is the new user.
+    pub(crate) fn add_reference(&mut self, cluster: HostCluster, place: Place) -> Result<(), Error> {
+        self.refcounts.add(cluster, place)
+    }
+
+    /// Counts one user less of a cluster. `place` was the user.
+    pub(crate) fn drop_reference(&mut self, cluster: HostCluster, place: Place) -> Result<(), Error> {
+        self.refcounts.drop_user(cluster, place)
+    }
+}
