@@ -74,6 +74,8 @@ pub enum LockError {
     Busy {
         /// The permission in conflict, as QEMU names it: `write`, `resize`, `consistent read`.
         permission: &'static str,
+        /// Whether it is one that we would deny and they use, which QEMU calls shared; else we would use what they deny.
+        shared: bool,
     },
     /// The host's file system could not tell.
     Io(io::Error),
@@ -82,7 +84,7 @@ pub enum LockError {
 impl std::fmt::Display for LockError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Busy { permission } => write!(f, "another process holds the image (\"{permission}\" lock)"),
+            Self::Busy { permission, .. } => write!(f, "another process holds the image (\"{permission}\" lock)"),
             Self::Io(_) => f.write_str("cannot lock the image file"),
         }
     }
@@ -115,36 +117,36 @@ impl ImageLock {
     pub fn acquire(file: &File, mode: LockMode) -> Result<Self, LockError> {
         let mut lock = Self { file: file.try_clone()?, bytes: Vec::new() };
         for &permission in mode.used() {
-            lock.hold(permission.used_byte(), permission)?;
+            lock.hold(permission.used_byte(), permission, false)?;
         }
         for &permission in mode.denied() {
-            lock.hold(permission.denied_byte(), permission)?;
+            lock.hold(permission.denied_byte(), permission, true)?;
         }
         for &permission in mode.used() {
-            lock.check(permission.denied_byte(), permission)?;
+            lock.check(permission.denied_byte(), permission, false)?;
         }
         for &permission in mode.denied() {
-            lock.check(permission.used_byte(), permission)?;
+            lock.check(permission.used_byte(), permission, true)?;
         }
         Ok(lock)
     }
 
-    fn hold(&mut self, byte: u64, permission: Permission) -> Result<(), LockError> {
+    fn hold(&mut self, byte: u64, permission: Permission, shared: bool) -> Result<(), LockError> {
         match sys::ofd_set_lock(&self.file, ByteLock::Shared, byte) {
             Ok(()) => {
                 self.bytes.push(byte);
                 Ok(())
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                Err(LockError::Busy { permission: permission.name() })
+                Err(LockError::Busy { permission: permission.name(), shared })
             }
             Err(error) => Err(error.into()),
         }
     }
 
-    fn check(&self, byte: u64, permission: Permission) -> Result<(), LockError> {
+    fn check(&self, byte: u64, permission: Permission, shared: bool) -> Result<(), LockError> {
         if sys::ofd_is_locked_elsewhere(&self.file, byte)? {
-            return Err(LockError::Busy { permission: permission.name() });
+            return Err(LockError::Busy { permission: permission.name(), shared });
         }
         Ok(())
     }
@@ -175,7 +177,10 @@ mod tests {
         let (_named, first, second) = opens();
         let read = ImageLock::acquire(&first, LockMode::Read).unwrap();
         ImageLock::acquire(&second, LockMode::Read).unwrap();
-        assert!(matches!(ImageLock::acquire(&second, LockMode::Write), Err(LockError::Busy { permission: "write" })));
+        assert!(matches!(
+            ImageLock::acquire(&second, LockMode::Write),
+            Err(LockError::Busy { permission: "write", shared: false })
+        ));
         drop(read);
         let _write = ImageLock::acquire(&first, LockMode::Write).unwrap();
         assert!(matches!(ImageLock::acquire(&second, LockMode::Write), Err(LockError::Busy { .. })));

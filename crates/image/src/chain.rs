@@ -36,6 +36,11 @@ impl Chain {
         &self.layers[self.top..]
     }
 
+    /// The topmost layer that was opened by name. What lies above is the log of an unfinished transaction on it.
+    pub(crate) fn named(&self) -> Option<&ChainLayer> {
+        self.layers().iter().find(|layer| !layer.is_log())
+    }
+
     /// The chain that the topmost layer lies on, if any.
     #[must_use]
     pub fn beneath(&self) -> Option<Self> {

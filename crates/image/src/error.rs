@@ -1,6 +1,8 @@
 use std::io;
 use std::path::PathBuf;
 
+use crate::SpecError;
+
 /// Why something could not be done with an image. Every variant names the image and what to do next.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -15,6 +17,9 @@ pub enum Error {
         /// What the host said.
         source: io::Error,
     },
+    /// A node's description stands for none that can be opened.
+    #[error(transparent)]
+    Spec(#[from] SpecError),
     /// A qcow2 file could not be read or written.
     #[error(transparent)]
     Qcow2(#[from] qtk_qcow2::Error),
@@ -47,6 +52,8 @@ pub enum Error {
         path: PathBuf,
         /// The permission in conflict, as QEMU names it.
         permission: &'static str,
+        /// Whether the other process uses the permission, and we would deny it: QEMU's "shared" lock.
+        shared: bool,
         /// Whether opening with [`share`](crate::OpenOptions::share) would work.
         shareable: bool,
     },
@@ -68,6 +75,17 @@ pub enum Error {
         image: PathBuf,
         /// The name, as stored.
         backing: String,
+    },
+    /// The image keeps its data in another file, and the caller does not follow any, or not that one.
+    #[error(
+        "{}: its data file {data_file:?} is not followed, as it lies outside of what is allowed",
+        image.display()
+    )]
+    DataFileDenied {
+        /// The image that names the data file.
+        image: PathBuf,
+        /// The name, as stored.
+        data_file: String,
     },
     /// A chain of backing files comes back to a file it holds already.
     #[error(

@@ -4,8 +4,9 @@ use std::path::{Path, PathBuf};
 
 use qtk_block::{Access, BlockRead, Extent};
 
+use crate::layer::Depth;
 use crate::open::{self, OpenOptions, Warning};
-use crate::{Chain, ChainLayer, Error, Format, Runs, Transaction};
+use crate::{Chain, ChainLayer, Error, Format, NodeSpec, Runs, Transaction};
 
 /// An image with everything it lies on, locked as QEMU would lock it. Reads as the guest sees its disk.
 #[derive(Debug)]
@@ -20,13 +21,24 @@ impl Image {
     /// Opens the image at `path` and its chain of backing files.
     pub fn open(path: impl AsRef<Path>, options: &OpenOptions) -> Result<Self, Error> {
         let path = path.as_ref();
-        let (chain, warnings) = open::open_chain(path, options)?;
-        Ok(Self { path: path.to_owned(), chain, warnings, access: options.access })
+        Self::open_node(&open::spec_of(path)?, options)
+    }
+
+    /// Opens the image that `spec` describes and its chain of backing files.
+    pub fn open_node(spec: &NodeSpec, options: &OpenOptions) -> Result<Self, Error> {
+        let (chain, warnings) = open::open_chain(spec.clone(), options, 0)?;
+        let path = chain.named().map_or_else(PathBuf::new, |layer| layer.path().to_owned());
+        Ok(Self { path, chain, warnings, access: options.access })
     }
 
     /// Opens the file at `path` alone, whatever it lies on: for looking at its metadata.
     pub fn open_layer(path: impl AsRef<Path>, options: &OpenOptions) -> Result<ChainLayer, Error> {
-        open::open_layer(path.as_ref(), options)
+        Self::open_node_layer(&open::spec_of(path.as_ref())?, options)
+    }
+
+    /// Opens the node that `spec` describes alone, without external data file: for looking at its metadata.
+    pub fn open_node_layer(spec: &NodeSpec, options: &OpenOptions) -> Result<ChainLayer, Error> {
+        open::open_layer(spec.clone(), options, Depth::Metadata)
     }
 
     /// Begins to change the image, which must have been opened for writing. Its locks are held until the transaction is
@@ -48,9 +60,7 @@ impl Image {
     /// The format of the file at [`path`](Self::path).
     #[must_use]
     pub fn format(&self) -> Format {
-        // Not the topmost layer: that may be the log of an unfinished transaction.
-        let named = self.layers().iter().find(|layer| layer.path() == self.path);
-        named.map_or(Format::Raw, ChainLayer::format)
+        self.chain.named().map_or(Format::Raw, ChainLayer::format)
     }
 
     /// The files of the chain, topmost first.

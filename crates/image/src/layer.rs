@@ -2,17 +2,35 @@ use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
-use qtk_block::{Access, BlockRead, ExtentKind, HostStorage, ImageLock, LockError, LockMode, RawFile, read_padded};
-use qtk_qcow2::{HostOffset, Mapping, MappingKind};
+use qtk_block::{Access, BlockRead, ExtentKind, ImageLock, LockError, LockMode, RawFile, read_padded};
+use qtk_qcow2::{Header, HostOffset, Mapping, MappingKind};
 
 use crate::format::{Probe, probe};
-use crate::{Error, Format};
+use crate::node::Node;
+use crate::spec::{NodeSpec, OptionValue, Options, SpecError, known};
+use crate::storage::{Host, Storage, file_child, refuse_leftover};
+use crate::{BackingPolicy, Error, Format};
 
 /// QEMU sees disks in whole sectors: a raw file of any other length reads as zeroes to the end of its last one.
 pub(crate) const SECTOR: u64 = 512;
+
+/// One file of a chain, without what lies beneath it.
+#[derive(Debug)]
+pub struct ChainLayer {
+    storage: Storage,
+    data: Option<DataFile>,
+    node: Node,
+    content: Content,
+    size: u64,
+    format_probed: bool,
+    /// Whether it is the log of an unfinished transaction, which no name leads to.
+    is_log: bool,
+    lock_mode: Option<LockMode>,
+    _lock: Option<ImageLock>,
+}
 
 /// A file on the host, whatever name it goes by.
 pub(crate) type FileId = (u64, u64);
@@ -22,24 +40,10 @@ pub(crate) fn file_id(path: &Path) -> Option<FileId> {
     path.metadata().ok().map(|metadata| (metadata.dev(), metadata.ino()))
 }
 
-/// How a layer is to be opened.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct LayerOptions {
-    pub(crate) format: Option<Format>,
-    pub(crate) access: Access,
-    pub(crate) share: bool,
-}
-
-/// One file of a chain, without what lies beneath it.
+/// An external data file, with the same locks as the image.
 #[derive(Debug)]
-pub struct ChainLayer {
-    path: PathBuf,
-    id: FileId,
-    file: Arc<RawFile>,
-    content: Content,
-    size: u64,
-    format_probed: bool,
-    lock_mode: Option<LockMode>,
+struct DataFile {
+    storage: Storage,
     _lock: Option<ImageLock>,
 }
 
@@ -49,54 +53,116 @@ enum Content {
     Qcow2(Arc<qtk_qcow2::Layer>),
 }
 
+/// What a node is to lie on, by its own options.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct BackingSpec {
+    /// `null`: nothing, whatever the header says.
+    pub(crate) none: bool,
+    /// Another node by its name.
+    pub(crate) reference: Option<String>,
+    /// What is said of it besides what the header says.
+    pub(crate) options: Options,
+}
+
+/// How much of what belongs to an image is opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Depth {
+    /// Its file alone.
+    Metadata,
+    /// Its external data file too.
+    Image,
+    /// And what it lies on.
+    Chain,
+}
+
+/// How a layer is to be opened.
+#[derive(Clone, Copy)]
+pub(crate) struct LayerOptions<'a> {
+    /// Takes the place of the driver that is named.
+    pub(crate) format: Option<Format>,
+    pub(crate) share: bool,
+    pub(crate) depth: Depth,
+    /// Which data files are followed.
+    pub(crate) policy: &'a BackingPolicy,
+    pub(crate) host: Host<'a>,
+}
+
 impl ChainLayer {
-    pub(crate) fn open(path: &Path, options: LayerOptions) -> Result<Self, Error> {
-        let action = if options.access == Access::ReadWrite { "open it for writing" } else { "open it" };
-        let file = RawFile::open(path, options.access).map_err(Error::io(path, action))?;
-        let metadata = file.file().metadata().map_err(Error::io(path, "look at it"))?;
-        let format = match options.format {
-            Some(format) => format,
-            None => match probe(&file).map_err(Error::io(path, "read its first bytes"))? {
-                Probe::Known(format) => format,
-                Probe::Foreign(name) => {
-                    return Err(Error::UnsupportedFormat { path: path.to_owned(), format: name.to_owned() });
-                }
-            },
-        };
-        let lock_mode = lock_mode(format, options);
-        let _lock = lock_mode.map(|mode| acquire(path, file.file(), mode)).transpose()?;
-        let id = (metadata.dev(), metadata.ino());
-        if options.access == Access::ReadWrite && file_id(path) != Some(id) {
-            let problem = "another file took its place while it was being opened; try again".to_owned();
-            return Err(Error::Invalid { path: path.to_owned(), problem });
-        }
-        // Anew, as others could change the size until the file was locked.
-        let file = Arc::new(RawFile::from_file(file.into_file()).map_err(Error::io(path, action))?);
-        let content = match format {
-            Format::Raw => Content::Raw,
-            Format::Qcow2 => {
-                let storage: Arc<dyn HostStorage> = file.clone();
-                Content::Qcow2(Arc::new(qtk_qcow2::Layer::open(storage, path.to_string_lossy())?))
+    /// Opens the node that `spec` describes, and tells what it is to lie on.
+    pub(crate) fn open(mut spec: NodeSpec, options: LayerOptions<'_>) -> Result<(Self, BackingSpec), Error> {
+        let named = spec.options.take_text("driver");
+        let driver = options.format.map(Format::name).or(named.as_deref());
+        let child = match driver {
+            Some("file" | "host_device") => {
+                let storage = Storage::file(spec, driver, options.host)?;
+                return Ok((Self::raw(storage, options)?, BackingSpec::default()));
             }
+            None | Some("raw" | "qcow2") => file_child(&mut spec)?,
+            Some(other) => return Err(SpecError::UnknownDriver(other.to_owned()).into()),
         };
-        let size = match &content {
-            Content::Raw => file.size().next_multiple_of(SECTOR),
-            Content::Qcow2(layer) => layer.size(),
+        let absent = if driver.is_some() { SpecError::NoChild("file") } else { SpecError::NoDriver };
+        let storage = Storage::open(child.ok_or(absent)?, options.host)?;
+        let format = match driver.and_then(Format::from_name) {
+            Some(format) => format,
+            None => probed(&storage)?,
         };
-        let format_probed = options.format.is_none();
-        Ok(Self { path: path.to_owned(), id, file, content, size, format_probed, lock_mode, _lock })
+        let mut rest = spec.options;
+        let common = known::take_common(&mut rest)?;
+        let options = LayerOptions { share: options.share || common.share, ..options };
+        let mut layer = match format {
+            Format::Raw => Self::raw(storage.raw(&mut rest)?, options)?,
+            Format::Qcow2 => Self::qcow2_on(storage, &mut rest, options)?,
+        };
+        layer.format_probed = driver.is_none();
+        let backing = take_backing(&mut rest, format, options.depth)?;
+        refuse_leftover(&rest, format.name())?;
+        common.check(options.host.access)?;
+        Ok((layer, backing))
+    }
+
+    fn raw(storage: Storage, options: LayerOptions<'_>) -> Result<Self, Error> {
+        let (storage, lock_mode, _lock) = locked(storage, Format::Raw, options)?;
+        let size = storage.len().next_multiple_of(SECTOR);
+        let node = storage.node.clone();
+        Ok(Self {
+            storage,
+            data: None,
+            node,
+            content: Content::Raw,
+            size,
+            format_probed: false,
+            is_log: false,
+            lock_mode,
+            _lock,
+        })
+    }
+
+    fn qcow2_on(storage: Storage, rest: &mut Options, options: LayerOptions<'_>) -> Result<Self, Error> {
+        let (storage, lock_mode, _lock) = locked(storage, Format::Qcow2, options)?;
+        let name = storage.path.to_string_lossy().into_owned();
+        let metadata = qtk_qcow2::Layer::open(storage.device(), &*name)?;
+        known::take_qcow2_tuning(rest)?;
+        let data = open_data_file(&storage.path, metadata.header(), rest, options)?;
+        let layer = match &data {
+            Some(data) => qtk_qcow2::Layer::open_with(storage.device(), name, Some(data.storage.device()))?,
+            None => metadata,
+        };
+        let (size, content) = (layer.size(), Content::Qcow2(Arc::new(layer)));
+        let node = Node::on("qcow2", storage.node.clone(), size, Vec::new());
+        Ok(Self { storage, data, node, content, size, format_probed: false, is_log: false, lock_mode, _lock })
     }
 
     /// An open qcow2 file that nobody changes any more, such as the log of a finished transaction.
     pub(crate) fn of_log(path: &Path, file: Arc<RawFile>, log: qtk_qcow2::Layer) -> Result<Self, Error> {
-        let metadata = file.file().metadata().map_err(Error::io(path, "look at it"))?;
+        let storage = Storage::of_file(path.to_owned(), file)?;
         Ok(Self {
-            path: path.to_owned(),
-            id: (metadata.dev(), metadata.ino()),
-            file,
+            node: Node::on("qcow2", storage.node.clone(), log.size(), Vec::new()),
+            storage,
+            data: None,
             size: log.size(),
             content: Content::Qcow2(Arc::new(log)),
             format_probed: false,
+            is_log: true,
             lock_mode: None,
             _lock: None,
         })
@@ -105,7 +171,17 @@ impl ChainLayer {
     /// The name that the file was opened by.
     #[must_use]
     pub fn path(&self) -> &Path {
-        &self.path
+        &self.storage.path
+    }
+
+    /// The layer's name as QEMU shows it: that of the file, or a `json:` name where that would not say everything.
+    #[must_use]
+    pub fn filename(&self) -> &str {
+        &self.node.filename
+    }
+
+    pub(crate) fn node(&self) -> &Node {
+        &self.node
     }
 
     /// Its format.
@@ -120,7 +196,17 @@ impl ChainLayer {
     /// The file itself.
     #[must_use]
     pub fn file(&self) -> &Arc<RawFile> {
-        &self.file
+        &self.storage.file
+    }
+
+    /// The file that the guest's data lies in: the external data file, or the file itself where there is none.
+    #[must_use]
+    pub fn data_file(&self) -> &Arc<RawFile> {
+        &self.data_storage().file
+    }
+
+    fn data_storage(&self) -> &Storage {
+        self.data.as_ref().map_or(&self.storage, |data| &data.storage)
     }
 
     /// The qcow2 layer, if it is one.
@@ -151,8 +237,8 @@ impl ChainLayer {
             return Ok(None);
         }
         // Its own opening, as locks of one opening are taken and released together.
-        let file = File::open(&self.path).map_err(Error::io(&self.path, "open it"))?;
-        acquire(&self.path, &file, LockMode::Read).map(Some)
+        let file = File::open(self.path()).map_err(Error::io(self.path(), "open it"))?;
+        acquire(self.path(), &file, LockMode::Read).map(Some)
     }
 
     /// Whether the format was guessed from the content.
@@ -160,23 +246,40 @@ impl ChainLayer {
         self.format_probed
     }
 
+    /// Whether it is the log of an unfinished transaction on the layer beneath.
+    pub(crate) fn is_log(&self) -> bool {
+        self.is_log
+    }
+
     pub(crate) fn id(&self) -> FileId {
-        self.id
+        self.storage.id
     }
 
     /// The longest run from `range.start` that the layer stores in one way. `range` must not be empty and must lie on it.
+    /// Host offsets are those of the [data file](Self::data_file).
     pub fn mapping(&self, range: Range<u64>) -> Result<Mapping, Error> {
+        let start = self.data_storage().part.start;
         match &self.content {
-            Content::Qcow2(layer) => Ok(layer.mapping(range)?),
+            Content::Qcow2(layer) => {
+                let mapping = layer.mapping(range)?;
+                Ok(Mapping { kind: moved(mapping.kind, start), ..mapping })
+            }
             Content::Raw => {
-                let at = range.start;
-                let extent = self.file.extent(range).map_err(Error::io(&self.path, "find its holes"))?;
-                let host = HostOffset(at);
+                let end = range.end.min(self.storage.len());
+                if range.start >= end {
+                    return Ok(Mapping {
+                        kind: MappingKind::Zero { host: Some(HostOffset(start + range.start)) },
+                        range,
+                    });
+                }
+                let extent = self.file().extent(start + range.start..start + end);
+                let extent = extent.map_err(Error::io(self.path(), "find its holes"))?;
+                let host = HostOffset(extent.range.start);
                 let kind = match extent.kind {
                     ExtentKind::Data => MappingKind::Data { host },
                     ExtentKind::Zero | ExtentKind::Unallocated => MappingKind::Zero { host: Some(host) },
                 };
-                Ok(Mapping { range: extent.range, kind })
+                Ok(Mapping { range: range.start..extent.range.end - start, kind })
             }
         }
     }
@@ -191,20 +294,106 @@ impl ChainLayer {
             MappingKind::Data { host } => self.read_host(buf, host),
             MappingKind::Compressed { .. } => match &self.content {
                 Content::Qcow2(layer) => layer.read_at(buf, at),
-                Content::Raw => self.read_host(buf, HostOffset(at)),
+                Content::Raw => self.read_host(buf, HostOffset(self.storage.part.start + at)),
             },
         }
     }
 
-    /// Reads the file itself; past its end lie zeroes.
+    /// Reads the data file itself; past its end lie zeroes.
     pub(crate) fn read_host(&self, buf: &mut [u8], host: HostOffset) -> io::Result<()> {
-        read_padded(&*self.file, buf, host.0)
+        read_padded(&**self.data_file(), buf, host.0)
     }
 }
 
+fn probed(storage: &Storage) -> Result<Format, Error> {
+    match probe(&storage.device()).map_err(Error::io(&storage.path, "read its first bytes"))? {
+        Probe::Known(format) => Ok(format),
+        Probe::Foreign(name) => Err(Error::UnsupportedFormat { path: storage.path.clone(), format: name.to_owned() }),
+    }
+}
+
+/// The same run, of a part of a file that begins at `start`.
+fn moved(kind: MappingKind, start: u64) -> MappingKind {
+    let moved = |host: HostOffset| HostOffset(host.0.saturating_add(start));
+    match kind {
+        MappingKind::Zero { host: Some(host) } => MappingKind::Zero { host: Some(moved(host)) },
+        MappingKind::Data { host } => MappingKind::Data { host: moved(host) },
+        MappingKind::Compressed { host, len } => MappingKind::Compressed { host: moved(host), len },
+        other => other,
+    }
+}
+
+/// Takes what a node is to lie on, where that counts.
+fn take_backing(rest: &mut Options, format: Format, depth: Depth) -> Result<BackingSpec, SpecError> {
+    let none = matches!(rest.get("backing"), Some(OptionValue::Null))
+        || rest.get("backing").and_then(OptionValue::as_text).is_some_and(str::is_empty);
+    if none {
+        rest.take("backing");
+    }
+    if depth != Depth::Chain || none {
+        return Ok(BackingSpec { none, ..BackingSpec::default() });
+    }
+    let options = rest.take_child("backing");
+    let reference = rest.take_text("backing");
+    match reference {
+        Some(_) if !options.is_empty() => Err(SpecError::ReferenceWithOptions),
+        None if options.is_empty() => Ok(BackingSpec::default()),
+        _ if format == Format::Raw => Err(SpecError::NoBackingSupport),
+        reference => Ok(BackingSpec { none, reference, options }),
+    }
+}
+
+/// Opens the external data file, by the node's options or else by its name in the header.
+fn open_data_file(
+    image: &Path,
+    header: &Header,
+    rest: &mut Options,
+    options: LayerOptions<'_>,
+) -> Result<Option<DataFile>, Error> {
+    let (child, reference) = (rest.take_child("data-file"), rest.take_text("data-file"));
+    if options.depth == Depth::Metadata {
+        return Ok(None);
+    }
+    let spec = match reference {
+        Some(_) if !child.is_empty() => return Err(SpecError::ReferenceWithOptions.into()),
+        Some(name) => return Err(SpecError::UnknownNode(name).into()),
+        None if child.is_empty() && !header.has_data_file() => return Ok(None),
+        None if child.is_empty() => {
+            // As in QEMU, a relative name starts at the working directory, and not at the image's folder.
+            let data_file = header.data_file_name().ok_or(SpecError::NoDataFile)?;
+            if !options.policy.allows(Path::new(&data_file))? {
+                return Err(Error::DataFileDenied { image: image.to_owned(), data_file });
+            }
+            NodeSpec::from_path(data_file)
+        }
+        None => NodeSpec { filename: None, options: child },
+    };
+    let storage = Storage::open(spec, options.host)?;
+    if !header.has_data_file() {
+        return Err(SpecError::UnexpectedDataFile.into());
+    }
+    let (storage, _, _lock) = locked(storage, Format::Raw, options)?;
+    Ok(Some(DataFile { storage, _lock }))
+}
+
+/// Locks a file as its format and use demand, and looks at its size anew: others could change that until now.
+fn locked(
+    storage: Storage,
+    format: Format,
+    options: LayerOptions<'_>,
+) -> Result<(Storage, Option<LockMode>, Option<ImageLock>), Error> {
+    let mode = if storage.locking { lock_mode(format, options) } else { None };
+    let lock = mode.map(|mode| acquire(&storage.path, storage.file.file(), mode)).transpose()?;
+    if options.host.access == Access::ReadWrite && file_id(&storage.path) != Some(storage.id) {
+        let problem = "another file took its place while it was being opened; try again".to_owned();
+        return Err(Error::Invalid { path: storage.path, problem });
+    }
+    Ok((storage.measured()?, mode, lock))
+}
+
 /// The locks that QEMU takes: those who read raw data let others write, but the metadata of a qcow2 file must hold still.
-fn lock_mode(format: Format, options: LayerOptions) -> Option<LockMode> {
-    match (options.access, format) {
+fn lock_mode(format: Format, options: LayerOptions<'_>) -> Option<LockMode> {
+    match (options.host.access, format) {
         (Access::ReadWrite, _) => Some(LockMode::Write),
         (Access::ReadOnly, _) if options.share => None,
         (Access::ReadOnly, Format::Raw) => Some(LockMode::ReadShared),
@@ -214,8 +403,8 @@ fn lock_mode(format: Format, options: LayerOptions) -> Option<LockMode> {
 
 pub(crate) fn acquire(path: &Path, file: &File, mode: LockMode) -> Result<ImageLock, Error> {
     ImageLock::acquire(file, mode).map_err(|error| match error {
-        LockError::Busy { permission } => {
-            Error::Busy { path: path.to_owned(), permission, shareable: mode != LockMode::Write }
+        LockError::Busy { permission, shared } => {
+            Error::Busy { path: path.to_owned(), permission, shared, shareable: mode != LockMode::Write }
         }
         LockError::Io(source) => Error::io(path, "lock it")(source),
         other => Error::io(path, "lock it")(io::Error::other(other)),

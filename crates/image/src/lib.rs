@@ -16,9 +16,12 @@ mod info;
 mod layer;
 mod map;
 mod name;
+mod node;
 mod open;
 mod pipeline;
 mod redo;
+mod spec;
+mod storage;
 mod transaction;
 
 pub use chain::{Chain, Run, Runs};
@@ -32,4 +35,5 @@ pub use info::{ImageInfo, Qcow2Info, chain_info, info};
 pub use layer::ChainLayer;
 pub use map::{MapEntry, map};
 pub use open::{BackingPolicy, OpenOptions, Warning};
+pub use spec::{NodeSpec, OptionValue, SpecError};
 pub use transaction::Transaction;

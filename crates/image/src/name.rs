@@ -8,7 +8,7 @@ fn protocol(name: &str) -> Option<&str> {
     (!word.contains('/')).then_some(word)
 }
 
-fn local_name(name: &str) -> Result<&str, Error> {
+pub(crate) fn local_name(name: &str) -> Result<&str, Error> {
     match protocol(name) {
         None => Ok(name),
         Some("file") => Ok(&name["file:".len()..]),

@@ -3,14 +3,15 @@ use std::path::{Path, PathBuf};
 
 use qtk_block::Access;
 
-use crate::layer::{LayerOptions, file_id};
+use crate::layer::{BackingSpec, Depth, LayerOptions};
 use crate::redo::{self, Leftover};
-use crate::{Chain, ChainLayer, Error, Format, name};
+use crate::storage::Host;
+use crate::{Chain, ChainLayer, Error, Format, NodeSpec, SpecError, name};
 
 /// Most layers of a chain.
 const MAX_LAYERS: usize = 256;
 
-/// Which backing files may be opened because an image names them.
+/// Which backing files and external data files may be opened because an image names them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum BackingPolicy {
     /// Any: the image is trusted.
@@ -22,6 +23,19 @@ pub enum BackingPolicy {
     Within(PathBuf),
 }
 
+impl BackingPolicy {
+    pub(crate) fn allows(&self, path: &Path) -> Result<bool, Error> {
+        match self {
+            Self::Follow => Ok(true),
+            Self::Deny => Ok(false),
+            Self::Within(folder) => {
+                let folder = folder.canonicalize().map_err(Error::io(folder, "resolve it"))?;
+                Ok(path.canonicalize().map_err(Error::io(path, "find it"))?.starts_with(folder))
+            }
+        }
+    }
+}
+
 /// How an image is opened.
 #[derive(Clone, Debug)]
 pub struct OpenOptions {
@@ -29,8 +43,10 @@ pub struct OpenOptions {
     ///
     /// A guessed `raw` can be written too, as in QEMU, but not so that it would be guessed differently afterwards.
     pub format: Option<Format>,
-    /// Which backing files may be opened.
+    /// Which backing files and external data files may be opened.
     pub backing: BackingPolicy,
+    /// Whether a backing file's name may be a description (`json:…`), which can ask for more than a file.
+    pub json_names: bool,
     /// Read without locks, while others write: what is read may be inconsistent.
     pub share: bool,
     /// Whether the topmost file can be changed. Those beneath are only read.
@@ -39,7 +55,7 @@ pub struct OpenOptions {
 
 impl Default for OpenOptions {
     fn default() -> Self {
-        Self { format: None, backing: BackingPolicy::Follow, share: false, access: Access::ReadOnly }
+        Self { format: None, backing: BackingPolicy::Follow, json_names: false, share: false, access: Access::ReadOnly }
     }
 }
 
@@ -48,10 +64,6 @@ impl OpenOptions {
     #[must_use]
     pub fn writable() -> Self {
         Self { access: Access::ReadWrite, ..Self::default() }
-    }
-
-    fn layer(&self) -> LayerOptions {
-        LayerOptions { format: self.format, access: self.access, share: self.share }
     }
 }
 
@@ -84,82 +96,116 @@ impl fmt::Display for Warning {
     }
 }
 
-/// Opens the topmost layer alone.
-pub(crate) fn open_layer(path: &Path, options: &OpenOptions) -> Result<ChainLayer, Error> {
+/// What `path` stands for, as a user of qtk means it: a file, also one whose name looks like a protocol's.
+pub(crate) fn spec_of(path: &Path) -> Result<NodeSpec, Error> {
     name::refuse_protocol(path)?;
-    ChainLayer::open(path, options.layer())
+    Ok(match path.to_str() {
+        Some(name) if !path.exists() => NodeSpec::from_filename(name)?,
+        _ => NodeSpec::from_path(path),
+    })
 }
 
-/// Opens a file and everything beneath it.
-pub(crate) fn open_chain(path: &Path, options: &OpenOptions) -> Result<(Chain, Vec<Warning>), Error> {
-    let mut layers = Vec::new();
-    push(&mut layers, open_layer(path, options)?, options)?;
+/// Opens the topmost layer alone.
+pub(crate) fn open_layer(spec: NodeSpec, options: &OpenOptions, depth: Depth) -> Result<ChainLayer, Error> {
+    let host = Host { access: options.access, above: &[] };
+    let options = LayerOptions { format: options.format, share: options.share, depth, policy: &options.backing, host };
+    Ok(ChainLayer::open(spec, options)?.0)
+}
+
+/// Opens a node and everything beneath it. Layers down to `writable`, counted from the top, can be written if the topmost can.
+pub(crate) fn open_chain(
+    spec: NodeSpec,
+    options: &OpenOptions,
+    writable: usize,
+) -> Result<(Chain, Vec<Warning>), Error> {
+    let mut layers: Vec<ChainLayer> = Vec::new();
     let mut warnings = Vec::new();
-    while let Some(last) = layers.last()
-        && let Some(name) = last.backing_name()
-    {
-        if layers.len() == MAX_LAYERS {
-            return Err(Error::ChainTooLong { image: last.path().to_owned(), limit: MAX_LAYERS });
+    let mut next = Some((spec, options.format));
+    let mut depth = 0;
+    while let Some((spec, format)) = next {
+        let access = if depth <= writable { options.access } else { Access::ReadOnly };
+        let host = Host { access, above: &layers };
+        let layer_options =
+            LayerOptions { format, share: options.share, depth: Depth::Chain, policy: &options.backing, host };
+        let (layer, backing) = ChainLayer::open(spec, layer_options).map_err(|source| under(layers.last(), source))?;
+        if let Some(above) = layers.last()
+            && layer.format_probed()
+        {
+            let (image, backing) = (above.path().to_owned(), layer.path().to_owned());
+            warnings.push(Warning::BackingFormatGuessed { image, backing, format: layer.format() });
         }
-        let named = |source| Error::Backing { image: last.path().to_owned(), source: Box::new(source) };
-        let path = name::backing_path(last.path(), name).map_err(named)?;
-        permit(last, name, &path, &options.backing)?;
-        // Before it is opened, as our own lock would be in the way.
-        if let Some(above) = layers.iter().find(|above| file_id(&path) == Some(above.id())) {
-            return Err(Error::BackingLoop { image: last.path().to_owned(), again: above.path().to_owned() });
-        }
-        let layer = open_backing(last, &path, options.share, &mut warnings).map_err(named)?;
-        push(&mut layers, layer, &OpenOptions { access: Access::ReadOnly, ..options.clone() })?;
+        push(&mut layers, layer, access)?;
+        depth += 1;
+        next = match layers.last() {
+            Some(last) if layers.len() == MAX_LAYERS && last.backing_name().is_some() => {
+                return Err(Error::ChainTooLong { image: last.path().to_owned(), limit: MAX_LAYERS });
+            }
+            Some(last) => {
+                backing_of(last, backing, options).map_err(|source| under(Some(last), source))?.map(|spec| (spec, None))
+            }
+            None => None,
+        };
     }
     Ok((Chain::new(layers), warnings))
 }
 
+/// An error about what `image` lies on, if it is not about the topmost layer.
+fn under(image: Option<&ChainLayer>, source: Error) -> Error {
+    match (image, &source) {
+        (None, _) | (_, Error::BackingDenied { .. } | Error::BackingLoop { .. }) => source,
+        (Some(image), _) => Error::Backing { image: image.path().to_owned(), source: Box::new(source) },
+    }
+}
+
+/// What `image` lies on: what its own description says, or else its header.
+fn backing_of(image: &ChainLayer, given: BackingSpec, options: &OpenOptions) -> Result<Option<NodeSpec>, Error> {
+    if let Some(name) = given.reference {
+        return Err(SpecError::UnknownNode(name).into());
+    }
+    let has_file = given.options.get("file.filename").is_some();
+    let name = image.backing_name().filter(|_| !has_file);
+    if given.none || (image.backing_name().is_none() && given.options.is_empty()) {
+        return Ok(None);
+    }
+    let mut spec = match name {
+        Some(name) => named_backing(image, name, options)?,
+        None => NodeSpec::default(),
+    };
+    spec.options.extend(given.options);
+    let recorded = image.qcow2().and_then(|layer| layer.header().backing_format());
+    match recorded {
+        Some(format) if spec.get("driver").is_none() => {
+            if Format::from_name(&format).is_none() {
+                let path = name::backing_path(image.path(), name.unwrap_or_default())?;
+                return Err(Error::UnsupportedFormat { path, format });
+            }
+            Ok(Some(spec.with_driver(&format)))
+        }
+        _ => Ok(Some(spec)),
+    }
+}
+
+fn named_backing(image: &ChainLayer, name: &str, options: &OpenOptions) -> Result<NodeSpec, Error> {
+    let denied = || Error::BackingDenied { image: image.path().to_owned(), backing: name.to_owned() };
+    if options.json_names && name.starts_with("json:") {
+        // What it describes may lie anywhere.
+        return if options.backing == BackingPolicy::Follow {
+            Ok(NodeSpec::from_filename(name)?)
+        } else {
+            Err(denied())
+        };
+    }
+    let path = name::backing_path(image.path(), name)?;
+    if options.backing.allows(&path)? { Ok(NodeSpec::from_path(path)) } else { Err(denied()) }
+}
+
 /// Puts `layer` beneath the others, and over it the log of an unfinished transaction if there is one.
-fn push(layers: &mut Vec<ChainLayer>, layer: ChainLayer, options: &OpenOptions) -> Result<(), Error> {
+fn push(layers: &mut Vec<ChainLayer>, layer: ChainLayer, access: Access) -> Result<(), Error> {
     if layer.format() == Format::Raw
-        && let Leftover::ReadThrough(log) = redo::recover(layer.path(), layer.file(), options.access)?
+        && let Leftover::ReadThrough(log) = redo::recover(layer.path(), layer.file(), access)?
     {
         layers.push(*log);
     }
     layers.push(layer);
     Ok(())
-}
-
-fn open_backing(
-    image: &ChainLayer,
-    path: &Path,
-    share: bool,
-    warnings: &mut Vec<Warning>,
-) -> Result<ChainLayer, Error> {
-    let format = recorded_format(image, path)?;
-    let layer = ChainLayer::open(path, LayerOptions { format, access: Access::ReadOnly, share })?;
-    if format.is_none() {
-        let (image, backing) = (image.path().to_owned(), path.to_owned());
-        warnings.push(Warning::BackingFormatGuessed { image, backing, format: layer.format() });
-    }
-    Ok(layer)
-}
-
-fn recorded_format(image: &ChainLayer, backing: &Path) -> Result<Option<Format>, Error> {
-    let recorded = image.qcow2().and_then(|layer| layer.header().backing_format());
-    let Some(name) = recorded else { return Ok(None) };
-    match Format::from_name(&name) {
-        Some(format) => Ok(Some(format)),
-        None => Err(Error::UnsupportedFormat { path: backing.to_owned(), format: name }),
-    }
-}
-
-fn permit(image: &ChainLayer, name: &str, path: &Path, policy: &BackingPolicy) -> Result<(), Error> {
-    let allowed = match policy {
-        BackingPolicy::Follow => true,
-        BackingPolicy::Deny => false,
-        BackingPolicy::Within(folder) => {
-            let folder = folder.canonicalize().map_err(Error::io(folder, "resolve it"))?;
-            path.canonicalize().map_err(Error::io(path, "find it"))?.starts_with(folder)
-        }
-    };
-    match allowed {
-        true => Ok(()),
-        false => Err(Error::BackingDenied { image: image.path().to_owned(), backing: name.to_owned() }),
-    }
 }

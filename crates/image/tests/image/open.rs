@@ -53,7 +53,7 @@ fn bad_chains_are_refused_by_name() {
         ("vmdk.qcow2", &["disk.vmdk", "vmdk images are not supported", "convert"]),
         ("disk.vmdk", &["disk.vmdk", "vmdk images are not supported", "convert"]),
         ("notqcow2.qcow2", &["text", "does not begin as a qcow2 image"]),
-        ("folder.qcow2", &["folder.qcow2", "neither a regular file nor a block device"]),
+        ("folder.qcow2", &["folder.qcow2", "to be a regular file"]),
         ("missing.qcow2", &["missing.qcow2", "No such file"]),
     ] {
         for options in [OpenOptions::default(), OpenOptions::writable()] {
