@@ -1,7 +1,8 @@
 use crate::file::{table_bytes, words};
 use crate::types::{ClusterBits, HostOffset};
 
-const COPIED: u64 = 1 << 63;
+/// Says that a refcount is exactly one.
+pub(crate) const COPIED: u64 = 1 << 63;
 const COMPRESSED: u64 = 1 << 62;
 const ZERO: u64 = 1;
 const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
@@ -131,7 +132,8 @@ pub(crate) enum Subcluster {
 impl L2Entry {
     /// Reads through to the backing.
     pub(crate) const UNALLOCATED: Self = Self { word: 0, subclusters: 0 };
-    const ALL_DATA: u64 = 0xffff_ffff;
+    /// All subclusters are allocated.
+    pub(crate) const ALL_DATA: u64 = 0xffff_ffff;
     const ALL_ZERO: u64 = Self::ALL_DATA << 32;
 
     /// A data cluster that nothing else refers to.

@@ -115,6 +115,13 @@ pub struct Header {
 impl Header {
     /// Reads and checks the header of an image file.
     pub(crate) fn read(file: &ImageFile) -> Result<Self, Error> {
+        let header = Self::read_damaged(file)?;
+        header.check_repairable().map_err(|what| file.corrupt(what))?;
+        Ok(header)
+    }
+
+    /// The same without a check of what a repair would mend.
+    pub(crate) fn read_damaged(file: &ImageFile) -> Result<Self, Error> {
         let mut raw = RawHeader::new_zeroed();
         let corrupt = |what| file.corrupt(what);
         let file_size = file.storage.size();
@@ -215,15 +222,19 @@ impl Header {
             return malformed("its clusters are too small for subclusters");
         }
         let max_clusters = MAX_REFCOUNT_TABLE_SIZE / self.cluster_bits.size();
-        bounded("refcount_table_clusters", self.refcount_table_clusters.into(), 1..=max_clusters)?;
+        bounded("refcount_table_clusters", self.refcount_table_clusters.into(), 0..=max_clusters)?;
         bounded("l1_size", self.l1_size.into(), self.l1_entries_needed()..=MAX_L1_SIZE / 8)?;
+        self.cluster_aligned(Place::L1Table, self.l1_table)?;
+        self.cluster_aligned(Place::RefcountTable, self.refcount_table)
+    }
+
+    fn check_repairable(&self) -> Result<(), Corruption> {
+        let max_clusters = MAX_REFCOUNT_TABLE_SIZE / self.cluster_bits.size();
+        bounded("refcount_table_clusters", self.refcount_table_clusters.into(), 1..=max_clusters)?;
         self.check_l1(Place::L1Table)?;
-        bounded("nb_snapshots", self.snapshots.into(), 0..=MAX_SNAPSHOTS)?;
         self.aligned(Place::RefcountTable, self.refcount_table)?;
-        if self.snapshots > 0 {
-            self.aligned(Place::SnapshotTable, self.snapshot_table)?;
-        }
-        Ok(())
+        bounded("nb_snapshots", self.snapshots.into(), 0..=MAX_SNAPSHOTS)?;
+        if self.snapshots > 0 { self.aligned(Place::SnapshotTable, self.snapshot_table) } else { Ok(()) }
     }
 
     /// Checks the L1 table, which is that of `place`. One shorter than the disk needs leaves the rest unallocated.
@@ -240,6 +251,10 @@ impl Header {
         if offset.0 == 0 {
             return Err(Corruption::Overlap { first: Place::Header, second: place, offset });
         }
+        self.cluster_aligned(place, offset)
+    }
+
+    fn cluster_aligned(&self, place: Place, offset: HostOffset) -> Result<(), Corruption> {
         match self.cluster_bits.offset_within(offset.0) {
             0 => Ok(()),
             _ => Err(Corruption::Misaligned { place, offset }),
@@ -296,6 +311,13 @@ impl Header {
     pub fn data_file_name(&self) -> Option<String> {
         let extension = self.extension(extension::EXTERNAL_DATA_FILE).filter(|_| self.has_data_file())?;
         Some(String::from_utf8_lossy(&extension.data).into_owned())
+    }
+
+    /// Where the LUKS header lies in the file, and its length in bytes.
+    pub(crate) fn encryption_header(&self) -> Option<(HostOffset, u64)> {
+        let data = &self.extension(extension::FULL_DISK_ENCRYPTION)?.data;
+        let &[offset, len] = data.as_chunks::<8>().0.first_chunk()?;
+        Some((HostOffset(u64::from_be_bytes(offset)), u64::from_be_bytes(len)))
     }
 
     /// Width of a refcount in bits.

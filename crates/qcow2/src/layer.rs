@@ -9,7 +9,7 @@ use crate::cache::ClusterCache;
 use crate::codec;
 use crate::entry::{L1Entry, L2Entry};
 use crate::error::{Corruption, Error, Place};
-use crate::file::ImageFile;
+use crate::file::{ImageFile, words};
 use crate::header::Header;
 use crate::mapping::{self, L2Tables, Mapping, MappingKind, within_cluster};
 use crate::snapshot::{self, Snapshot};
@@ -52,11 +52,30 @@ impl Layer {
     ) -> Result<Self, Error> {
         let file = ImageFile { storage, name: name.into().into() };
         let header = Header::read(&file)?;
+        let l1 = file.read_table(Place::L1Table, header.l1_table, header.l1_size.into())?;
+        Ok(Self::with_data(file, header, l1.into_iter().map(L1Entry).collect(), data))
+    }
+
+    /// Opens an image as well whose L1 or snapshot table is out of bounds or whose refcount table is missing: what a
+    /// [check](crate::check()) names and a [repair](crate::repair()) mends.
+    pub fn open_damaged(
+        storage: Arc<dyn HostStorage>,
+        name: impl Into<String>,
+        data: Option<Arc<dyn HostStorage>>,
+    ) -> Result<Self, Error> {
+        let file = ImageFile { storage, name: name.into().into() };
+        let header = Header::read_damaged(&file)?;
+        let mut l1 = vec![0; in_memory(u64::from(header.l1_size) * 8)];
+        file.read_padded(&mut l1, header.l1_table)?;
+        Ok(Self::with_data(file, header, words(&l1).map(L1Entry).collect(), data))
+    }
+
+    fn with_data(file: ImageFile, header: Header, l1: Vec<L1Entry>, data: Option<Arc<dyn HostStorage>>) -> Self {
         let data = match header.has_data_file() {
             true => data.map(|storage| ImageFile { storage, name: file.name.clone() }),
             false => Some(file.clone()),
         };
-        Self::with_tables(file, data, header, Place::L1Table)
+        Self::with_tables(file, data, header, l1)
     }
 
     /// The disk as an internal snapshot has it, by the snapshot's index in the table.
@@ -73,20 +92,16 @@ impl Layer {
         header.size = snapshot.disk_size.unwrap_or(header.size);
         (header.l1_table, header.l1_size) = (snapshot.l1_table, snapshot.l1_size);
         header.check_l1(place).map_err(|what| self.file.corrupt(what))?;
-        Self::with_tables(self.file.clone(), self.data.clone(), header, place)
-    }
-
-    fn with_tables(file: ImageFile, data: Option<ImageFile>, header: Header, place: Place) -> Result<Self, Error> {
-        let l1 = file.read_table(place, header.l1_table, header.l1_size.into())?;
-        Ok(Self::with_parts(file, data, header, l1.into_iter().map(L1Entry).collect()))
+        let l1 = self.file.read_table(place, header.l1_table, header.l1_size.into())?;
+        Ok(self.with_l1(header, l1.into_iter().map(L1Entry).collect()))
     }
 
     /// The same file seen through another header and L1 table.
     pub(crate) fn with_l1(&self, header: Header, l1: Vec<L1Entry>) -> Self {
-        Self::with_parts(self.file.clone(), self.data.clone(), header, l1)
+        Self::with_tables(self.file.clone(), self.data.clone(), header, l1)
     }
 
-    fn with_parts(file: ImageFile, data: Option<ImageFile>, header: Header, l1: Vec<L1Entry>) -> Self {
+    fn with_tables(file: ImageFile, data: Option<ImageFile>, header: Header, l1: Vec<L1Entry>) -> Self {
         let needed = in_memory(header.l1_entries_needed());
         Self {
             file_size: file.storage.size(),

@@ -25,7 +25,7 @@ mod types;
 mod writer;
 
 pub use bitmap::{Bitmap, BitmapContents, BitmapRefusal};
-pub use check::{CheckReport, Finding, check};
+pub use check::{CheckFailure, CheckReport, Finding, check, check_each};
 pub use create::{Backing, CreateOptions, create, create_with};
 pub use error::{Action, Corruption, Error, Place, WriteObstacle};
 pub use extension::Extension;

@@ -53,7 +53,8 @@ impl RefcountWidth {
         }
     }
 
-    fn bytes_of(self, index: u64) -> std::ops::Range<usize> {
+    /// Where in a block the count at `index` lies; narrow ones share a byte.
+    pub(crate) fn bytes_of(self, index: u64) -> std::ops::Range<usize> {
         if self.order < 3 {
             let byte = in_memory(index >> (3 - self.order));
             return byte..byte + 1;

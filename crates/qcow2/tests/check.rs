@@ -50,8 +50,8 @@ fn names_leaks() {
     std::fs::write(&image, bytes).unwrap();
     let report = check_as_qemu(&image);
     assert_eq!(report.leaks, 1);
-    assert_eq!(report.findings[0].to_string(), "the cluster at 0x40000 has refcount 1, but 0 references");
-    assert!(matches!(report.findings[..], [Finding::Leak { .. }]));
+    assert_eq!(report.findings[0].to_string(), "Leaked cluster 4 refcount=1 reference=0");
+    assert!(matches!(report.findings[..], [Finding::Refcount { refcount: 1, references: 0, repaired: false, .. }]));
 }
 
 /// Whether QEMU can check the image at all.

@@ -1,105 +1,113 @@
-use std::collections::BTreeMap;
-
-use crate::error::Place;
-use crate::file::ImageFile;
-use crate::header::Header;
 use crate::refcount::RefcountWidth;
-use crate::types::{ClusterBits, HostCluster, HostOffset, in_memory};
+use crate::types::{HostCluster, in_memory};
 
-/// Mask of the reserved bits of a refcount table entry.
-const RESERVED: u64 = 0x1ff;
+/// Clusters that a page counts. All pages of the largest file that a check takes are 64 Ki entries of an array.
+const PER_PAGE: u64 = 1 << 15;
+/// Most clusters are used once or not at all: two bits are enough for them.
+const FIRST_ORDER: u8 = 1;
 
-/// References counted so far, in pages that are laid out as refcount blocks and exist where something was counted.
-pub(super) struct Counts {
-    bits: ClusterBits,
-    width: RefcountWidth,
-    pages: BTreeMap<u64, Box<[u8]>>,
+/// References counted so far. A page exists where something was counted and is as wide as its largest count needs, so that
+/// memory follows what is in use, and not the width of the image's refcounts.
+#[derive(Debug)]
+pub(crate) struct Counts {
+    pages: Vec<Option<Page>>,
+    /// The largest count that the image can store.
+    limit: u64,
     /// Clusters of the file, and perhaps one more that reaches past its end.
-    pub(super) clusters: u64,
+    clusters: u64,
+}
+
+#[derive(Debug)]
+struct Page {
+    order: u8,
+    bytes: Box<[u8]>,
+}
+
+impl Page {
+    fn new(order: u8) -> Self {
+        Self { order, bytes: vec![0; in_memory((PER_PAGE << order) / 8)].into() }
+    }
+
+    fn get(&self, index: u64) -> u64 {
+        RefcountWidth::new(self.order).get(&self.bytes, index)
+    }
+
+    fn set(&mut self, index: u64, count: u64) {
+        while count > RefcountWidth::new(self.order).max() {
+            let mut wider = Self::new(self.order + 1);
+            (0..PER_PAGE).for_each(|index| wider.set(index, self.get(index)));
+            *self = wider;
+        }
+        RefcountWidth::new(self.order).set(&mut self.bytes, index, count);
+    }
 }
 
 impl Counts {
-    pub(super) fn new(header: &Header, file_size: u64) -> Self {
-        let (bits, width) = (header.cluster_bits, RefcountWidth::new(header.refcount_order));
-        Self { bits, width, pages: BTreeMap::new(), clusters: bits.clusters_for(file_size) }
+    /// Counts for an image of `clusters` clusters whose refcounts are `width` wide.
+    pub(crate) fn new(width: RefcountWidth, clusters: u64) -> Self {
+        Self { pages: Vec::new(), limit: width.max(), clusters }
+    }
+
+    /// Clusters of the file, and those past its end that something refers to.
+    pub(crate) fn clusters(&self) -> u64 {
+        self.clusters
     }
 
     /// Counts one reference more; false if the count is at its limit.
-    pub(super) fn add(&mut self, cluster: HostCluster) -> bool {
-        let per_block = self.width.per_block(self.bits);
-        let within = cluster.0 % per_block;
-        self.clusters = self.clusters.max(cluster.0 + 1);
-        let page = self.pages.entry(cluster.0 / per_block).or_insert_with(|| vec![0; self.bits.buffer_len()].into());
-        let count = self.width.get(page, within);
-        if count == self.width.max() {
+    pub(crate) fn add(&mut self, cluster: HostCluster) -> bool {
+        let count = self.get(cluster);
+        if count == self.limit {
+            self.clusters = self.clusters.max(cluster.0 + 1);
             return false;
         }
-        self.width.set(page, within, count + 1);
+        self.set(cluster, count + 1);
         true
     }
 
-    pub(super) fn get(&self, cluster: HostCluster) -> u64 {
-        let per_block = self.width.per_block(self.bits);
-        self.page(cluster.0 / per_block).map_or(0, |page| self.width.get(page, cluster.0 % per_block))
+    pub(crate) fn set(&mut self, cluster: HostCluster, count: u64) {
+        self.clusters = self.clusters.max(cluster.0 + 1);
+        let page = in_memory(cluster.0 / PER_PAGE);
+        if self.pages.len() <= page {
+            self.pages.resize_with(page + 1, || None);
+        }
+        self.pages[page].get_or_insert_with(|| Page::new(FIRST_ORDER)).set(cluster.0 % PER_PAGE, count);
     }
 
-    pub(super) fn page(&self, index: u64) -> Option<&[u8]> {
-        self.pages.get(&index).map(|page| &**page)
+    pub(crate) fn get(&self, cluster: HostCluster) -> u64 {
+        match self.pages.get(in_memory(cluster.0 / PER_PAGE)) {
+            Some(Some(page)) => page.get(cluster.0 % PER_PAGE),
+            _ => 0,
+        }
+    }
+
+    /// The first cluster from `cluster` on that may have references; false leads past the last one.
+    pub(crate) fn skip_unused(&self, cluster: HostCluster) -> HostCluster {
+        let page = in_memory(cluster.0 / PER_PAGE);
+        let rest = self.pages.get(page..).unwrap_or_default();
+        match rest.iter().position(Option::is_some) {
+            Some(0) => cluster,
+            Some(pages) => HostCluster((page + pages) as u64 * PER_PAGE),
+            None => HostCluster(u64::MAX),
+        }
     }
 }
 
-/// The refcounts that an image has on storage, its blocks read when first needed.
-pub(super) struct Stored<'a> {
-    file: &'a ImageFile,
-    bits: ClusterBits,
-    pub(super) width: RefcountWidth,
-    pub(super) table: Vec<u64>,
-    blocks: Vec<Option<Block>>,
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// A refcount block; `Err` if it cannot be read.
-type Block = Result<Box<[u8]>, Unreadable>;
-
-/// Says that a refcount cannot be told.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Unreadable;
-
-impl<'a> Stored<'a> {
-    pub(super) fn read(file: &'a ImageFile, header: &Header) -> Result<Self, crate::Error> {
-        let entries = u64::from(header.refcount_table_clusters) * header.cluster_bits.words();
-        let table = file.read_table(Place::RefcountTable, header.refcount_table, entries)?;
-        let blocks = std::iter::repeat_with(|| None).take(table.len()).collect();
-        Ok(Self { file, bits: header.cluster_bits, width: RefcountWidth::new(header.refcount_order), table, blocks })
-    }
-
-    pub(super) fn reserved_bits(entry: u64) -> u64 {
-        entry & RESERVED
-    }
-
-    pub(super) fn offset(entry: u64) -> HostOffset {
-        HostOffset(entry & !RESERVED)
-    }
-
-    /// The block at `index` of the table, if there is one.
-    pub(super) fn block(&mut self, index: u64) -> Result<Option<&[u8]>, Unreadable> {
-        let index = in_memory(index);
-        let offset = self.table.get(index).map_or(HostOffset(0), |&entry| Self::offset(entry));
-        let Some(slot) = self.blocks.get_mut(index).filter(|_| offset.0 != 0) else {
-            return Ok(None);
-        };
-        let block = slot.get_or_insert_with(|| {
-            let mut bytes = vec![0; self.bits.buffer_len()].into_boxed_slice();
-            if self.bits.offset_within(offset.0) != 0 || self.file.read_padded(&mut bytes, offset).is_err() {
-                return Err(Unreadable);
-            }
-            Ok(bytes)
-        });
-        block.as_deref().map(Some).map_err(|&error| error)
-    }
-
-    pub(super) fn get(&mut self, cluster: HostCluster) -> Result<u64, Unreadable> {
-        let width = self.width;
-        let per_block = width.per_block(self.bits);
-        Ok(self.block(cluster.0 / per_block)?.map_or(0, |block| width.get(block, cluster.0 % per_block)))
+    #[test]
+    fn pages_widen_as_counts_grow() {
+        let mut counts = Counts::new(RefcountWidth::new(4), 3);
+        let cluster = HostCluster(PER_PAGE * 3 + 5);
+        for _ in 0..u64::from(u16::MAX) {
+            assert!(counts.add(cluster));
+        }
+        assert!(!counts.add(cluster));
+        assert!(counts.add(HostCluster(cluster.0 + 1)));
+        assert_eq!((counts.get(cluster), counts.get(HostCluster(cluster.0 + 1))), (65535, 1));
+        assert_eq!(counts.clusters(), cluster.0 + 2);
+        assert_eq!(counts.skip_unused(HostCluster(7)), HostCluster(PER_PAGE * 3));
+        assert_eq!(counts.get(HostCluster(7)), 0);
     }
 }

@@ -1,0 +1,250 @@
+use super::finding::Finding;
+use super::stored::Stored;
+use super::{Checker, Fix};
+use crate::bitmap::BitmapDirectory;
+use crate::entry::{COPIED, Cluster, L1Entry, L2Entry};
+use crate::error::{Corruption, Error, Place};
+use crate::header::MAX_L1_SIZE;
+use crate::types::{HostCluster, HostOffset};
+
+const BITMAP_OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
+const BITMAP_RESERVED: u64 = 0xff00_0000_0000_01fe;
+
+impl Checker<'_> {
+    /// Counts every reference in the image. What can only be repaired before refcounts are compared is repaired here.
+    pub(super) fn count_references(&mut self) -> Result<(), Error> {
+        let bits = self.header.cluster_bits;
+        self.count(HostOffset(0), bits.size());
+        self.l1_table(self.header.l1_table, self.header.l1_size, true)?;
+        self.snapshots()?;
+        self.count(self.header.snapshot_table, self.snapshots.len);
+        self.count(self.header.refcount_table, u64::from(self.header.refcount_table_clusters) * bits.size());
+        if let Some((offset, len)) = self.header.encryption_header() {
+            self.count(offset, len);
+        }
+        self.bitmaps()?;
+        self.refcount_blocks()
+    }
+
+    /// Counts a reference to every cluster of a range of the file. The last cluster of the file may be cut short.
+    fn count(&mut self, offset: HostOffset, len: u64) {
+        let bits = self.header.cluster_bits;
+        if len == 0 {
+            return;
+        }
+        let limit = self.file.storage.size().saturating_add(bits.size());
+        let Some(end) = offset.0.checked_add(len).filter(|&end| end < limit) else {
+            return self.tally.note(Finding::PastEnd { offset, len });
+        };
+        for cluster in bits.host_cluster(offset).0..=bits.host_cluster(HostOffset(end - 1)).0 {
+            if !self.counts.add(HostCluster(cluster)) {
+                self.tally.note(Finding::RefcountOverflow(bits.host_offset(HostCluster(cluster))));
+            }
+        }
+    }
+
+    fn snapshots(&mut self) -> Result<(), Error> {
+        let tables: Vec<_> =
+            self.snapshots.snapshots.iter().map(|record| (record.l1_table(), record.l1_size())).collect();
+        if self.format.data_file && !tables.is_empty() {
+            self.tally.note(Finding::SnapshotsWithDataFile(self.header.snapshots));
+        }
+        for (index, (offset, entries)) in tables.into_iter().enumerate() {
+            let named = |checker: &Self| {
+                let record = &checker.snapshots.snapshots[index];
+                (record.id(), record.name())
+            };
+            if self.header.cluster_bits.offset_within(offset.0) != 0 {
+                let (id, name) = named(self);
+                self.tally.note(Finding::SnapshotL1Misaligned { id, name, offset });
+            } else if u64::from(entries) > MAX_L1_SIZE / 8 {
+                let (id, name) = named(self);
+                self.tally.note(Finding::SnapshotL1TooLarge { id, name, entries });
+            } else {
+                self.l1_table(offset, entries, false)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Follows an L1 table. Only the active one describes the guest's disk as it is now.
+    fn l1_table(&mut self, offset: HostOffset, entries: u32, active: bool) -> Result<(), Error> {
+        self.count(offset, u64::from(entries) * 8);
+        for entry in self.read_l1(offset, entries)? {
+            if entry.0 != 0 {
+                self.l2_table(entry, active)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn l2_table(&mut self, entry: L1Entry, active: bool) -> Result<(), Error> {
+        let bits = self.header.cluster_bits;
+        let offset = entry.offset();
+        if entry.reserved_bits() != 0 {
+            self.tally.note(Finding::L1ReservedBits(entry.0));
+        }
+        self.count(offset, bits.size());
+        if bits.offset_within(offset.0) != 0 {
+            self.tally.note(Finding::L2TableMisaligned(offset));
+        }
+        let mut entries = self.read_l2(offset)?;
+        let mut changed = false;
+        let mut next = None;
+        for (index, entry) in (0..).zip(&mut entries) {
+            match self.l2_entry(index, *entry, active, &mut next) {
+                Entry::Kept => {}
+                Entry::Zeroed => {
+                    *entry = L2Entry::plain_zero(self.format);
+                    changed = true;
+                }
+            }
+        }
+        if changed {
+            self.file.write(&self.format.encode(&entries), offset)?;
+        }
+        Ok(())
+    }
+
+    /// Follows an entry of an L2 table; `next` is where the cluster after the last one of the table would lie in one piece with it.
+    fn l2_entry(&mut self, index: u64, entry: L2Entry, active: bool, next: &mut Option<HostOffset>) -> Entry {
+        let bits = self.header.cluster_bits;
+        if entry.reserved_bits() != 0 {
+            self.tally.note(Finding::L2ReservedBits(entry.word));
+        }
+        let cluster = entry.decode(self.format);
+        let contradicts = entry.contradiction(cluster).is_some();
+        match cluster {
+            Cluster::Unallocated if contradicts => self.tally.note(Finding::SubclustersUnallocated),
+            Cluster::Unallocated | Cluster::Zero { host: None } => {}
+            Cluster::Compressed { host, len } => self.compressed(index, entry, host, len, active),
+            Cluster::Zero { host: Some(host) } | Cluster::Data { host } => {
+                if contradicts {
+                    self.tally.note(Finding::SubclusterStates(host));
+                }
+                if bits.offset_within(host.0) != 0 && self.misaligned(entry, host) {
+                    return Entry::Zeroed;
+                }
+                if active {
+                    self.tally.report.allocated_clusters += 1;
+                    self.tally.report.fragmented_clusters += u64::from(next.is_some_and(|next| next != host));
+                    *next = Some(host.plus(bits.size())).filter(|next| next.0 != 0);
+                }
+                if !self.format.data_file {
+                    self.count(host, bits.size());
+                }
+            }
+        }
+        Entry::Kept
+    }
+
+    fn compressed(&mut self, index: u64, entry: L2Entry, host: HostOffset, len: u64, active: bool) {
+        if entry.copied() {
+            self.tally.note(Finding::CompressedCopied(host));
+        }
+        let entry = L2Entry { word: entry.word & !COPIED, ..entry };
+        if self.format.data_file {
+            return self.tally.note(Finding::CompressedInDataFile { index, entry: entry.word });
+        }
+        if entry.subclusters != 0 {
+            return self.tally.note(Finding::CompressedSubclusters { index, entry: entry.word });
+        }
+        self.count(host, len);
+        if active {
+            self.tally.report.allocated_clusters += 1;
+            self.tally.report.compressed_clusters += 1;
+            self.tally.report.fragmented_clusters += 1;
+        }
+    }
+
+    /// Reports a cluster that does not begin where clusters do; true if the entry need not refer to it, and is repaired.
+    fn misaligned(&mut self, entry: L2Entry, offset: HostOffset) -> bool {
+        let holds_data = match entry.decode(self.format) {
+            Cluster::Data { .. } => !self.format.extended || entry.subclusters & L2Entry::ALL_DATA != 0,
+            _ => false,
+        };
+        if holds_data {
+            self.tally.note(Finding::DataMisaligned(offset));
+            return false;
+        }
+        let repaired = self.fix == Fix::All;
+        self.tally.note(Finding::PreallocatedMisaligned { offset, repaired });
+        repaired
+    }
+
+    fn bitmaps(&mut self) -> Result<(), Error> {
+        let bits = self.header.cluster_bits;
+        if let Ok(Some(extension)) = self.header.bitmaps() {
+            self.count(HostOffset(extension.directory_offset), extension.directory_size);
+        }
+        let directory = match BitmapDirectory::read(&self.file, &self.header) {
+            Ok(Some(directory)) => directory,
+            Ok(None) => return Ok(()),
+            Err(Error::Corrupt { what: Corruption::Misaligned { .. } | Corruption::PastEnd { .. }, .. }) => {
+                self.tally.note(Finding::BitmapTable(0));
+                return Ok(());
+            }
+            Err(Error::Corrupt { .. }) => {
+                self.tally.note(Finding::BitmapDirectory);
+                return Ok(());
+            }
+            Err(error) => return Err(error),
+        };
+        for (index, bitmap) in (0..).zip(&directory.bitmaps) {
+            self.count(bitmap.table, u64::from(bitmap.table_size) * 8);
+            let Ok(table) = self.file.read_table(Place::Bitmap(index), bitmap.table, bitmap.table_size.into()) else {
+                continue;
+            };
+            for entry in table {
+                let offset = entry & BITMAP_OFFSET;
+                if entry & BITMAP_RESERVED != 0 || bits.offset_within(offset) != 0 {
+                    self.tally.note(Finding::BitmapTable(index));
+                } else if offset != 0 {
+                    self.count(HostOffset(offset), bits.size());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Lets the file reach to `end`; false if the host does not.
+    fn extend_to(&mut self, end: HostOffset) -> bool {
+        self.file.set_size(self.file.storage.size().max(end.0)).is_ok()
+    }
+
+    fn refcount_blocks(&mut self) -> Result<(), Error> {
+        let bits = self.header.cluster_bits;
+        for index in 0..self.stored.table().len() {
+            let entry = self.stored.table()[index];
+            let (index, offset) = (index as u64, Stored::offset(entry));
+            if Stored::reserved_bits(entry) != 0 {
+                self.rebuild = true;
+                self.tally.note(Finding::RefcountTableReservedBits(index));
+            } else if bits.offset_within(offset.0) != 0 {
+                self.rebuild = true;
+                self.tally.note(Finding::RefcountBlockMisaligned(index));
+            } else if bits.host_cluster(offset).0 >= self.counts.clusters() {
+                let repaired = self.fix == Fix::All && self.extend_to(offset.plus(bits.size()));
+                self.rebuild |= self.fix == Fix::All && !repaired;
+                self.tally.note(Finding::RefcountBlockPastEnd { index, repaired });
+                if repaired {
+                    self.count(offset, bits.size());
+                }
+            } else if offset.0 != 0 {
+                self.count(offset, bits.size());
+                let references = self.counts.get(bits.host_cluster(offset));
+                if references != 1 {
+                    self.rebuild = true;
+                    self.tally.note(Finding::RefcountBlockShared { index, references });
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What becomes of an L2 entry.
+enum Entry {
+    Kept,
+    Zeroed,
+}
