@@ -26,7 +26,7 @@ pub use lock::{ImageLock, LockError, LockMode};
 pub use memory::MemoryDisk;
 pub use output::OutputFile;
 pub use overlay::Overlay;
-pub use progress::{NoProgress, Progress};
+pub use progress::{NoProgress, Progress, take_progress_request, watch_progress_requests};
 pub use recorder::{WriteEvent, WriteRecorder};
 pub use window::Window;
 pub use zero::is_zero;

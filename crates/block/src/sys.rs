@@ -4,6 +4,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Kind of a one-byte open-file-description lock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,4 +53,27 @@ pub(crate) fn ofd_is_locked_elsewhere(file: &File, byte: u64) -> io::Result<bool
         return Err(io::Error::last_os_error());
     }
     Ok(i32::from(request.l_type) != libc::F_UNLCK)
+}
+
+/// Set by `SIGUSR1`.
+static USR1: AtomicBool = AtomicBool::new(false);
+
+extern "C" fn note_usr1(_: libc::c_int) {
+    USR1.store(true, Ordering::Relaxed);
+}
+
+/// From now on `SIGUSR1` does not end the process: [`take_usr1`] tells of it. System calls go on.
+pub(crate) fn watch_usr1() -> io::Result<()> {
+    // SAFETY: `sigaction` is plain old data, for which all zeroes is a valid value: an empty mask and no flags.
+    let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+    action.sa_sigaction = note_usr1 as extern "C" fn(libc::c_int) as libc::sighandler_t;
+    action.sa_flags = libc::SA_RESTART;
+    // SAFETY: `action` outlives the call, and its handler does nothing but store to an atomic.
+    let result = unsafe { libc::sigaction(libc::SIGUSR1, &raw const action, std::ptr::null_mut()) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Whether `SIGUSR1` came since the last call.
+pub(crate) fn take_usr1() -> bool {
+    USR1.swap(false, Ordering::Relaxed)
 }

@@ -26,6 +26,16 @@ pub(super) fn differences(folder: &tempfile::TempDir, elsewhere: bool) -> Vec<St
     lonely.chain(judged).collect()
 }
 
+/// Whether two folders hold the same files, byte by byte.
+pub(super) fn alike(one: &Path, other: &Path) -> bool {
+    let names = files(one);
+    let alike = |name: &PathBuf| {
+        let (one, other) = (one.join(name), other.join(name));
+        untouched(&one, &other) || small_and_equal(&one, &other)
+    };
+    names == files(other) && names.iter().all(alike)
+}
+
 /// The regular files in a folder and below.
 fn files(folder: &Path) -> BTreeSet<PathBuf> {
     let (mut found, mut folders) = (BTreeSet::new(), vec![folder.to_owned()]);

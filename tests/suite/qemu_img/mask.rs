@@ -3,7 +3,19 @@
 /// Replaces the folder's path, host sizes and times in what a tool printed.
 pub(crate) fn mask(text: &str, folder: &str) -> String {
     let text = text.replace(folder, "FOLDER");
-    text.split_inclusive('\n').map(mask_line).collect()
+    text.split_inclusive('\n').map(|line| mask_line(&without_steps(line))).collect()
+}
+
+/// Of the reports of a command's progress the first and the last: how many there are between depends on the clock.
+fn without_steps(line: &str) -> String {
+    let is_report = |part: &str| part.starts_with("    (") && part.ends_with("/100%)\r");
+    let parts: Vec<&str> = line.split_inclusive('\r').collect();
+    let kept = parts.iter().enumerate().filter(|&(index, part)| {
+        let between =
+            index > 0 && is_report(parts[index - 1]) && parts.get(index + 1).is_some_and(|next| is_report(next));
+        !(between && is_report(part))
+    });
+    kept.map(|(_, part)| *part).collect()
 }
 
 fn mask_line(line: &str) -> String {
@@ -46,6 +58,7 @@ fn sizes_times_and_folders_are_masked() {
         ("\"date-sec\": 12\n", "\"date-sec\": ...\n"),
         ("1 one 0 B 2026-11-20 10:00:00 0\n", "1 one 0 B YYYY-MM-DD hh:mm:ss 0\n"),
         ("/tmp/x/disk\n", "FOLDER/disk\n"),
+        ("    (0.00/100%)\r    (7.10/100%)\r    (99.00/100%)\r\n", "    (0.00/100%)\r    (99.00/100%)\r\n"),
     ] {
         assert_eq!(mask(line, "/tmp/x"), masked);
     }

@@ -7,6 +7,7 @@ mod keyval;
 mod message;
 mod object;
 mod open;
+mod progress;
 mod size;
 
 use std::ffi::OsString;
