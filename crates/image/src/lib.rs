@@ -31,7 +31,7 @@ pub use error::Error;
 pub use flatten::{FlattenOptions, FlattenReport, flatten};
 pub use format::Format;
 pub use image::Image;
-pub use info::{ImageInfo, Qcow2Info, chain_info, info};
+pub use info::{ImageInfo, LocalTime, Qcow2Info, chain_info, human_size, info, node_info, snapshot_table};
 pub use layer::ChainLayer;
 pub use map::{MapEntry, map};
 pub use open::{BackingPolicy, OpenOptions, Warning};

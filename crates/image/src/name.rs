@@ -1,3 +1,5 @@
+use std::ffi::OsString;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
 use crate::Error;
@@ -22,10 +24,23 @@ pub(crate) fn local_name(name: &str) -> Result<&str, Error> {
 /// `file:` at the working directory.
 pub(crate) fn backing_path(image: &Path, name: &str) -> Result<PathBuf, Error> {
     let local = local_name(name)?;
-    match image.parent() {
-        Some(folder) if protocol(name).is_none() => Ok(folder.join(local)),
-        _ => Ok(PathBuf::from(local)),
+    Ok(if protocol(name).is_none() { beside(image, local) } else { PathBuf::from(local) })
+}
+
+/// What `name`, in the header of `image`, is called from the working directory. It need not be a file's name.
+pub(crate) fn full_backing_name(image: &Path, name: &str) -> String {
+    match protocol(name) {
+        Some(_) => name.to_owned(),
+        None => beside(image, name).to_string_lossy().into_owned(),
     }
+}
+
+/// `name` as seen from the folder of `image`. Slashes stay as they are, for what is shown to users.
+fn beside(image: &Path, name: &str) -> PathBuf {
+    let bytes = image.as_os_str().as_bytes();
+    let folder = bytes.iter().rposition(|&byte| byte == b'/').map_or(0, |at| at + 1);
+    let folder = if name.starts_with('/') { &[] } else { &bytes[..folder] };
+    PathBuf::from(OsString::from_vec([folder, name.as_bytes()].concat()))
 }
 
 /// Fails for a path that is no file but would be a network name in QEMU.

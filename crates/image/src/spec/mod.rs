@@ -6,7 +6,7 @@ pub(crate) mod known;
 mod options;
 
 pub use options::{OptionValue, SpecError};
-pub(crate) use options::{Options, nested_json};
+pub(crate) use options::{Options, bucket, nested_json};
 
 use std::path::{Path, PathBuf};
 

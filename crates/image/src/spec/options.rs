@@ -281,7 +281,7 @@ fn size_of_text(text: &str) -> Result<u64, SizeProblem> {
 }
 
 /// Where QEMU keeps a key in its hash tables of 512 buckets, and so which key it comes to first.
-fn bucket(key: &str) -> u32 {
+pub(crate) fn bucket(key: &str) -> u32 {
     let seed = 0x238f_13af_u32.wrapping_mul(u32::try_from(key.len()).unwrap_or(u32::MAX));
     let sum = key.bytes().zip(0_u32..).fold(seed, |sum, (byte, i)| sum.wrapping_add(u32::from(byte) << (i * 5 % 24)));
     sum.wrapping_mul(1_103_515_243).wrapping_add(12345) % 512
