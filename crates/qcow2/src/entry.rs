@@ -33,6 +33,11 @@ impl L1Entry {
         Self(self.0 & !OFFSET | self.l2_table().map_or(0, |table| to(table).0))
     }
 
+    /// The same entry saying that the table's refcount is exactly one, or that it is not.
+    pub(crate) fn with_copied(self, copied: bool) -> Self {
+        Self(if copied { self.0 | COPIED } else { self.0 & !COPIED })
+    }
+
     /// Whether the entry says that the table's refcount is exactly one.
     pub(crate) fn copied(self) -> bool {
         self.0 & COPIED != 0
@@ -199,6 +204,11 @@ impl L2Entry {
         } else {
             None
         }
+    }
+
+    /// The same entry saying that its cluster's refcount is exactly one, or that it is not.
+    pub(crate) fn with_copied(self, copied: bool) -> Self {
+        Self { word: if copied { self.word | COPIED } else { self.word & !COPIED }, ..self }
     }
 
     /// Whether the entry says that its cluster's refcount is exactly one.

@@ -102,12 +102,11 @@ impl Layer {
     }
 
     fn with_tables(file: ImageFile, data: Option<ImageFile>, header: Header, l1: Vec<L1Entry>) -> Self {
-        let needed = in_memory(header.l1_entries_needed());
         Self {
             file_size: file.storage.size(),
             repeated: repeated_tables(&l1),
+            l2: std::iter::repeat_with(L2Slot::new).take(l1.len()).collect(),
             l1,
-            l2: std::iter::repeat_with(L2Slot::new).take(needed).collect(),
             cache: ClusterCache::new(header.cluster_bits),
             header,
             file,

@@ -41,7 +41,11 @@ pub(super) struct Lasting {
 impl State {
     /// Whether a commit would change nothing.
     pub(super) fn is_unchanged(&self, committed: &Header) -> bool {
-        self.tables.is_empty() && !self.l1_changed && self.refcounts.is_unchanged() && self.header == *committed
+        self.metadata_is_unchanged() && self.header == *committed
+    }
+
+    fn metadata_is_unchanged(&self) -> bool {
+        self.tables.is_empty() && self.frozen.is_empty() && !self.l1_changed && self.refcounts.is_unchanged()
     }
 
     /// Writes all pending metadata to clusters that the committed state does not use. A commit that will settle keeps off
@@ -49,7 +53,7 @@ impl State {
     pub(super) fn write_metadata(&mut self, settle: bool) -> Result<Prepared, Error> {
         self.place_tables()?;
         self.refcounts.fit_table()?;
-        if self.tables.is_empty() && !self.l1_changed && self.refcounts.is_unchanged() {
+        if self.metadata_is_unchanged() {
             return Ok(Prepared { header: self.header_with(&Moves::default()), lasting: None });
         }
         let lasting = settle.then(|| self.refcounts.clone());
@@ -58,7 +62,7 @@ impl State {
             self.refcounts.begin_at(bits.clusters_for(self.host_end()).max(self.refcounts.end_of_taken()));
         }
         let moves = self.make_way(settle)?;
-        self.write_structures(&moves, self.tables.keys().copied())?;
+        self.write_structures(&moves, |_| true)?;
         let header = self.header_with(&moves);
         Ok(Prepared { header, lasting: lasting.map(|refcounts| Lasting { refcounts, moves }) })
     }
@@ -66,12 +70,7 @@ impl State {
     /// Writes what the commit moved to its lasting place, which is free since; returns the header that refers to it.
     pub(super) fn write_settled(&mut self, lasting: Lasting) -> Result<Header, Error> {
         self.refcounts = lasting.refcounts;
-        let bits = self.header.cluster_bits;
-        let moved = |index: &u64| {
-            let table = self.l1.get(in_memory(*index)).and_then(|entry| entry.l2_table());
-            table.is_some_and(|table| lasting.moves.0.contains_key(&bits.host_cluster(table)))
-        };
-        self.write_structures(&Moves::default(), self.tables.keys().copied().filter(moved))?;
+        self.write_structures(&Moves::default(), |home| lasting.moves.0.contains_key(&home))?;
         Ok(self.header_with(&Moves::default()))
     }
 
@@ -89,7 +88,7 @@ impl State {
             };
             let old = entry.l2_table().map(|table| bits.host_cluster(table));
             if let Some(old) = old
-                && (table.shared || self.refcounts.count(old)? == 1)
+                && self.refcounts.count(old)? == 1
             {
                 continue;
             }
@@ -110,11 +109,10 @@ impl State {
     fn make_way(&mut self, all: bool) -> Result<Moves, Error> {
         let bits = self.header.cluster_bits;
         let mut moves = Moves::default();
-        for index in self.tables.keys() {
-            let table = self.l1.get(in_memory(*index)).and_then(|entry| entry.l2_table());
-            if let Some(table) = table.map(|table| bits.host_cluster(table)).filter(|&at| !self.refcounts.is_ours(at)) {
-                moves.0.insert(table, self.refcounts.move_run(table.0..table.0 + 1)?);
-            }
+        let in_use = |home: &HostCluster| !self.refcounts.is_ours(*home);
+        let homes: Vec<HostCluster> = self.changed_tables().map(|(home, _)| home).filter(in_use).collect();
+        for home in homes {
+            moves.0.insert(home, self.refcounts.move_run(home.0..home.0 + 1)?);
         }
         let tables_moved = !moves.0.is_empty();
         if all {
@@ -132,14 +130,18 @@ impl State {
         Ok(moves)
     }
 
-    fn write_structures(&self, moves: &Moves, tables: impl Iterator<Item = u64>) -> Result<(), Error> {
+    /// The changed L2 tables with their lasting places.
+    fn changed_tables(&self) -> impl Iterator<Item = (HostCluster, &[L2Entry])> {
+        let own = self.tables.iter().filter_map(|(&index, table)| Some((self.table_home(index)?, &*table.entries)));
+        own.chain(self.frozen.iter().map(|(&home, entries)| (home, &**entries)))
+    }
+
+    /// Writes everything that has changed to its place, or where it was moved; L2 tables as `chosen` says.
+    fn write_structures(&self, moves: &Moves, chosen: impl Fn(HostCluster) -> bool) -> Result<(), Error> {
         let bits = self.header.cluster_bits;
         let to = |offset: HostOffset| moves.of(self, offset);
-        for index in tables {
-            let offset = self.l1.get(in_memory(index)).and_then(|entry| entry.l2_table());
-            if let (Some(offset), Some(table)) = (offset, self.tables.get(&index)) {
-                self.file().write(&self.header.l2_format().encode(&table.entries), to(offset))?;
-            }
+        for (home, entries) in self.changed_tables().filter(|&(home, _)| chosen(home)) {
+            self.file().write(&self.header.l2_format().encode(entries), to(bits.host_offset(home)))?;
         }
         if self.l1_changed {
             let mut l1 = table_bytes(self.l1.iter().map(|entry| entry.with_table(to).0));

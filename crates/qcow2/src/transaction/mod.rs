@@ -9,6 +9,7 @@ mod metadata;
 mod primitives;
 mod refcounts;
 mod state;
+mod tree;
 mod write;
 
 use std::collections::BTreeMap;
@@ -69,6 +70,7 @@ impl Transaction {
             l1_changed: false,
             backing,
             tables: BTreeMap::new(),
+            frozen: BTreeMap::new(),
             pointing: BTreeMap::new(),
             refcounts: Refcounts::new(file, &committed, refcount_table, metadata),
             dirty: bitmaps.is_some().then(Default::default),

@@ -28,25 +28,6 @@ impl State {
         &self.l1
     }
 
-    /// Replaces the active L1 table; no L2 table may have changed since the last commit. References stay as they are
-    /// counted: the caller accounts for what the old table gave up and the new one uses.
-    pub(crate) fn set_l1(&mut self, l1: Vec<L1Entry>) -> Result<(), Error> {
-        let bits = self.header.cluster_bits;
-        let old = self.clusters(self.header.l1_table, u64::from(self.header.l1_size) * 8);
-        let needed = bits.clusters_for(l1.len() as u64 * 8);
-        if needed > old.end - old.start {
-            let new = self.refcounts.allocate_run(needed)?;
-            self.header.l1_table = bits.host_offset(HostCluster(new.start));
-            self.drop_clusters(old, Place::L1Table)?;
-        }
-        self.header.l1_size = u32::try_from(l1.len()).unwrap_or(u32::MAX);
-        self.l1 = l1;
-        self.l1_changed = true;
-        self.tables.clear();
-        self.layer = Arc::new(self.layer.with_l1(self.header.clone(), self.l1.clone()));
-        Ok(())
-    }
-
     /// Writes a structure to free clusters and returns where it lies. Its content may go on until the end of its last cluster.
     pub(crate) fn store(&mut self, place: Place, bytes: &[u8]) -> Result<HostOffset, Error> {
         let bits = self.header.cluster_bits;
@@ -70,7 +51,7 @@ impl State {
         self.drop_clusters(clusters, place)
     }
 
-    fn drop_clusters(&mut self, clusters: Range<u64>, place: Place) -> Result<(), Error> {
+    pub(super) fn drop_clusters(&mut self, clusters: Range<u64>, place: Place) -> Result<(), Error> {
         for cluster in clusters {
             self.refcounts.drop_user(HostCluster(cluster), place)?;
         }

@@ -210,6 +210,18 @@ impl Refcounts {
         }
     }
 
+    /// The same for a cluster of guest data; one that holds metadata is damage.
+    pub(super) fn add_data(&mut self, cluster: HostCluster, place: Place) -> Result<(), Error> {
+        self.refuse_metadata(cluster, place)?;
+        self.add(cluster, place)
+    }
+
+    fn refuse_metadata(&self, cluster: HostCluster, place: Place) -> Result<(), Error> {
+        let Some(first) = self.committed.metadata.place_of(cluster) else { return Ok(()) };
+        let offset = self.committed.bits.host_offset(cluster);
+        Err(self.committed.file.corrupt(Corruption::Overlap { first, second: place, offset }))
+    }
+
     /// Counts one user less of a cluster. `place` is the user.
     pub(super) fn drop_user(&mut self, cluster: HostCluster, place: Place) -> Result<(), Error> {
         let left = self.count(cluster)?.checked_sub(1).ok_or_else(|| self.committed.too_low(cluster, place))?;
@@ -226,10 +238,7 @@ impl Refcounts {
     /// The same for a cluster of guest data that the committed state names: one that holds metadata, or that the image
     /// counts as free and that may be ours by now, is damage.
     pub(super) fn drop_data(&mut self, cluster: HostCluster, place: Place) -> Result<(), Error> {
-        if let Some(first) = self.committed.metadata.place_of(cluster) {
-            let offset = self.committed.bits.host_offset(cluster);
-            return Err(self.committed.file.corrupt(Corruption::Overlap { first, second: place, offset }));
-        }
+        self.refuse_metadata(cluster, place)?;
         if self.is_ours(cluster) {
             return Err(self.committed.too_low(cluster, place));
         }

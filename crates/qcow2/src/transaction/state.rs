@@ -1,5 +1,4 @@
 use std::collections::BTreeMap;
-use std::collections::btree_map::Entry;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -21,8 +20,6 @@ use crate::types::{GuestCluster, HostCluster, HostOffset, in_memory};
 pub(super) struct PendingTable {
     pub(super) entries: Box<[L2Entry]>,
     pub(super) origins: Box<[Origin]>,
-    /// Whether it changes for all its users, and not for the active L1 table alone.
-    pub(super) shared: bool,
 }
 
 /// Where an entry's cluster comes from.
@@ -37,13 +34,9 @@ pub(super) enum Origin {
 }
 
 impl PendingTable {
-    fn copy(layer: &Layer, l1_index: u64) -> Result<Self, Error> {
-        let len = in_memory(layer.header().l2_entries());
-        let entries: Box<[L2Entry]> = match layer.l2_table(l1_index)? {
-            Some(committed) => committed.into(),
-            None => vec![L2Entry::UNALLOCATED; len].into(),
-        };
-        Ok(Self { entries, origins: vec![Origin::Committed; len].into(), shared: false })
+    fn copy(entries: Option<&[L2Entry]>, len: usize, origin: Origin) -> Self {
+        let entries = entries.map_or_else(|| vec![L2Entry::UNALLOCATED; len].into(), Box::from);
+        Self { entries, origins: vec![origin; len].into() }
     }
 }
 
@@ -68,7 +61,10 @@ pub(crate) struct State {
     /// The L1 table to commit.
     pub(super) l1: Vec<L1Entry>,
     pub(super) l1_changed: bool,
+    /// L2 tables that have changed for the active L1 table, by its entries.
     pub(super) tables: BTreeMap<u64, PendingTable>,
+    /// L2 tables that have changed for all that share them, by their places.
+    pub(super) frozen: BTreeMap<HostCluster, Box<[L2Entry]>>,
     /// Structures that hold offsets of others, by their place.
     pub(super) pointing: BTreeMap<HostCluster, Pointing>,
     pub(super) refcounts: Refcounts,
@@ -91,8 +87,11 @@ impl L2Tables for State {
     }
 
     fn l2_table(&self, l1_index: u64) -> Result<Option<&[L2Entry]>, Error> {
-        match self.tables.get(&l1_index) {
-            Some(table) => Ok(Some(&table.entries)),
+        if let Some(table) = self.tables.get(&l1_index) {
+            return Ok(Some(&table.entries));
+        }
+        match self.table_home(l1_index).and_then(|home| self.frozen.get(&home)) {
+            Some(entries) => Ok(Some(entries)),
             None => self.layer.l2_table(l1_index),
         }
     }
@@ -188,10 +187,17 @@ impl State {
 
     /// The L2 table of `l1_index` to change.
     pub(super) fn table_mut(&mut self, l1_index: u64) -> Result<&mut PendingTable, Error> {
-        Ok(match self.tables.entry(l1_index) {
-            Entry::Occupied(entry) => entry.into_mut(),
-            Entry::Vacant(entry) => entry.insert(PendingTable::copy(&self.layer, l1_index)?),
-        })
+        let len = in_memory(self.header.l2_entries());
+        let copy = match self.tables.contains_key(&l1_index) {
+            true => None,
+            false => {
+                let frozen = self.table_home(l1_index).is_some_and(|home| self.frozen.contains_key(&home));
+                let origin = if frozen { Origin::Shared } else { Origin::Committed };
+                Some(PendingTable::copy(self.l2_table(l1_index)?, len, origin))
+            }
+        };
+        let new = || copy.unwrap_or_else(|| PendingTable::copy(None, len, Origin::Committed));
+        Ok(self.tables.entry(l1_index).or_insert_with(new))
     }
 
     /// Lets `entry` map a guest cluster and gives up the host clusters that it had.
@@ -205,21 +211,10 @@ impl State {
         self.give_up(old, old_origin, cluster).inspect_err(|_| self.phase = Phase::Failed)
     }
 
-    fn give_up(&mut self, entry: L2Entry, origin: Origin, cluster: GuestCluster) -> Result<(), Error> {
-        let bits = self.header().cluster_bits;
-        let place = Place::L2Entry(bits.guest_offset(cluster));
-        let clusters = match entry.decode(self.header().l2_format()) {
-            Cluster::Unallocated | Cluster::Zero { host: None } => return Ok(()),
-            Cluster::Zero { host: Some(host) } | Cluster::Data { host } => {
-                if bits.offset_within(host.0) != 0 {
-                    return Err(self.file().corrupt(Corruption::Misaligned { place, offset: host }));
-                }
-                let first = bits.host_cluster(host).0;
-                first..first + 1
-            }
-            Cluster::Compressed { host, len } => bits.host_cluster(host).0..bits.host_cluster(host.plus(len - 1)).0 + 1,
-        };
-        for cluster in clusters.map(HostCluster) {
+    /// Counts one user less of what an entry uses.
+    pub(super) fn give_up(&mut self, entry: L2Entry, origin: Origin, cluster: GuestCluster) -> Result<(), Error> {
+        let place = Place::L2Entry(self.header.cluster_bits.guest_offset(cluster));
+        for cluster in self.clusters_of(entry, place)?.map(HostCluster) {
             match origin {
                 Origin::Committed => self.refcounts.drop_data(cluster, place)?,
                 Origin::Own | Origin::Shared => self.refcounts.drop_user(cluster, place)?,
