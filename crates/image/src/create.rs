@@ -1,10 +1,9 @@
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
-use qtk_block::{BlockRead, HostStorage, OutputFile, RawFile};
+use qtk_block::{BlockRead, HostStorage, OutputFile};
 use qtk_qcow2::{Backing, ClusterBits, CreateOptions};
 
-use crate::flatten::refuse_used;
+use crate::convert::{refuse_used, storage_of};
 use crate::layer::{SECTOR, file_id};
 use crate::open::Warning;
 use crate::{BackingPolicy, Error, Format, Image, OpenOptions, name};
@@ -20,8 +19,11 @@ pub struct NewImage {
     pub base: Option<PathBuf>,
     /// Format of the base; found out and recorded if not given.
     pub base_format: Option<Format>,
-    /// Cluster size in bytes; 64 KiB if not given.
+    /// Cluster size in bytes; that of `qcow2` if not given.
     pub cluster_size: Option<u64>,
+    /// What a qcow2 image is to be besides; its size, cluster size and backing come from the fields above. Its preallocation is
+    /// a raw image's too.
+    pub qcow2: CreateOptions,
     /// Which files may be opened because the base names them.
     pub backing: BackingPolicy,
 }
@@ -34,8 +36,48 @@ impl Default for NewImage {
             base: None,
             base_format: None,
             cluster_size: None,
+            qcow2: CreateOptions::default(),
             backing: BackingPolicy::Follow,
         }
+    }
+}
+
+/// A new image whose options were found to go together, and what it is to lie on.
+#[derive(Debug)]
+pub(crate) struct Prepared {
+    pub(crate) options: CreateOptions,
+    pub(crate) base: Option<Image>,
+}
+
+impl NewImage {
+    /// Opens the base, and completes the options of an image at `path`. `size` takes the place of a size that is not given.
+    pub(crate) fn prepare(&self, path: &Path, size: Option<u64>) -> Result<Prepared, Error> {
+        let invalid = |problem: &str| Error::Invalid { path: path.to_owned(), problem: problem.to_owned() };
+        let base = self.base.as_deref().map(|base| open_base(path, base, self)).transpose()?;
+        let size = match (self.size.or(size), &base) {
+            (Some(size), _) => size,
+            (None, Some(base)) => base.size(),
+            (None, None) => return Err(invalid("a new image needs a size or a base")),
+        };
+        let size = size.checked_next_multiple_of(SECTOR).ok_or_else(|| invalid("the size is too large"))?;
+        if self.format == Format::Raw && base.is_some() {
+            return Err(invalid("a raw image cannot lie on a base"));
+        }
+        let backing =
+            base.as_ref().zip(self.base.as_deref()).map(|(image, base)| backing(path, base, image)).transpose()?;
+        Ok(Prepared { options: CreateOptions { size, backing, ..self.create_options(path)? }, base })
+    }
+
+    /// The options of a qcow2 image, without size and base.
+    pub(crate) fn create_options(&self, path: &Path) -> Result<CreateOptions, Error> {
+        let invalid = |problem: &str| Error::Invalid { path: path.to_owned(), problem: problem.to_owned() };
+        let cluster_bits = match self.cluster_size {
+            None => self.qcow2.cluster_bits,
+            Some(_) if self.format == Format::Raw => return Err(invalid("raw images have no clusters")),
+            Some(size) => ClusterBits::from_size(size)
+                .ok_or_else(|| invalid("the cluster size must be a power of two from 512 bytes to 2 MiB"))?,
+        };
+        Ok(CreateOptions { cluster_bits, ..self.qcow2.clone() })
     }
 }
 
@@ -43,33 +85,12 @@ impl Default for NewImage {
 ///
 /// The base and everything beneath it is opened, to be sure that it can be. Returns what the user should be told.
 pub fn create_image(path: &Path, new: &NewImage) -> Result<Vec<Warning>, Error> {
-    let invalid = |problem: &str| Error::Invalid { path: path.to_owned(), problem: problem.to_owned() };
-    let base = new.base.as_deref().map(|base| open_base(path, base, new)).transpose()?;
-    let size = match (new.size, &base) {
-        (Some(size), _) => size,
-        (None, Some(base)) => base.size(),
-        (None, None) => return Err(invalid("a new image needs a size or a base")),
-    };
-    let size = size.checked_next_multiple_of(SECTOR).ok_or_else(|| invalid("the size is too large"))?;
-    let cluster_bits = match new.cluster_size {
-        None => ClusterBits::default(),
-        Some(_) if new.format == Format::Raw => return Err(invalid("raw images have no clusters")),
-        Some(size) => ClusterBits::from_size(size)
-            .ok_or_else(|| invalid("the cluster size must be a power of two from 512 bytes to 2 MiB"))?,
-    };
+    let Prepared { options, base } = new.prepare(path, None)?;
     let _lock = refuse_used(path)?;
     let output = OutputFile::create(path).map_err(Error::io(path, "create it"))?;
     match new.format {
-        Format::Raw if base.is_some() => return Err(invalid("a raw image cannot lie on a base")),
-        Format::Raw => output.storage().set_size(size).map_err(Error::io(path, "set its size"))?,
-        Format::Qcow2 => {
-            let clone = output.storage().file().try_clone().and_then(RawFile::from_file);
-            let storage = Arc::new(clone.map_err(Error::io(path, "create it"))?);
-            let backing = base.as_ref().zip(new.base.as_deref()).map(|(image, base)| backing(path, base, image));
-            let options =
-                CreateOptions { size, cluster_bits, backing: backing.transpose()?, ..CreateOptions::default() };
-            qtk_qcow2::create(storage, &path.to_string_lossy(), &options)?;
-        }
+        Format::Raw => output.storage().set_size(options.size).map_err(Error::io(path, "set its size"))?,
+        Format::Qcow2 => qtk_qcow2::create(storage_of(path, &output)?, &path.to_string_lossy(), &options)?,
     }
     output.commit().map_err(Error::io(path, "put it in its place"))?;
     Ok(base.map_or_else(Vec::new, |base| base.warnings().to_vec()))

@@ -131,6 +131,12 @@ pub enum Error {
         /// What does not fit, and what would.
         problem: String,
     },
+    /// A disk that is too large for its image's clusters.
+    #[error("a disk of {size} bytes is too large for clusters of that size; use larger ones")]
+    DiskTooLarge {
+        /// Size of the disk in bytes.
+        size: u64,
+    },
     /// A raw image was opened without naming its format, and would become another format's file.
     #[error(
         "{}: the change would make this raw image look like {format}; name its format (--image-format raw) if that is meant",

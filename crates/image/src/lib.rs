@@ -5,9 +5,12 @@
 //! [`flatten`] merges a chain into one file, [`compare`] tells whether two devices hold the same, [`info`] and [`map`] say
 //! what `qemu-img` would say about an image.
 
+mod bench;
 mod chain;
 mod compare;
+mod convert;
 mod create;
+mod dd;
 mod error;
 mod flatten;
 mod format;
@@ -15,25 +18,32 @@ mod image;
 mod info;
 mod layer;
 mod map;
+mod measure;
 mod name;
 mod node;
 mod open;
 mod pipeline;
+mod rate;
 mod redo;
 mod spec;
 mod storage;
 mod transaction;
 
+pub use bench::{BenchOptions, bench};
 pub use chain::{Chain, Run, Runs};
 pub use compare::{Comparison, compare};
+pub use convert::{BitmapCopy, ConvertOptions, ConvertReport, ConvertWarning, Target, convert};
 pub use create::{NewImage, create_image};
+pub use dd::{DdOptions, DdReport, dd};
 pub use error::Error;
-pub use flatten::{FlattenOptions, FlattenReport, flatten};
+pub use flatten::{FlattenOptions, flatten};
 pub use format::Format;
 pub use image::Image;
 pub use info::{ImageInfo, LocalTime, Qcow2Info, chain_info, human_size, info, node_info, snapshot_table};
 pub use layer::ChainLayer;
 pub use map::{MapEntry, map};
+pub use measure::{MeasureSource, Measurement, measure};
 pub use open::{BackingPolicy, OpenOptions, Warning};
+pub use rate::RateLimit;
 pub use spec::{NodeSpec, OptionValue, SpecError};
 pub use transaction::Transaction;

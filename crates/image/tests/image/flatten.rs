@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::common::{Folder, content, noise};
 use qtk_block::{BlockRead, NoProgress, Progress};
-use qtk_image::{Comparison, Error, FlattenOptions, FlattenReport, Format, Image, OpenOptions, compare, flatten};
+use qtk_image::{Comparison, ConvertReport, Error, FlattenOptions, Format, Image, OpenOptions, compare, flatten};
 use qtk_qcow2::CompressionType::{Zlib, Zstd};
 
 const MIB: usize = 1 << 20;
@@ -70,7 +70,7 @@ fn options(text: &str) -> FlattenOptions {
     options
 }
 
-fn flattened(folder: &Folder, name: &str, options: &FlattenOptions) -> FlattenReport {
+fn flattened(folder: &Folder, name: &str, options: &FlattenOptions) -> ConvertReport {
     let image = Image::open(folder.file("top.qcow2"), &OpenOptions::default()).unwrap();
     flatten(&image, &folder.file(name), options, &NoProgress).unwrap()
 }

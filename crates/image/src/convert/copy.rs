@@ -1,0 +1,88 @@
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+use std::thread::available_parallelism;
+
+use qtk_block::{BlockRead, Progress};
+
+use crate::pipeline::{Next, ordered};
+use crate::{Chain, Error, RateLimit};
+
+use super::fill::{Filler, Grain, Packing};
+use super::plan::{Plan, Rules, Zeroes};
+use super::{ConvertOptions, ConvertReport, ConvertWarning, Detection, Disk, Sink};
+
+/// Bytes of the disk that one thread works on at a time, unless a cluster is larger.
+const UNIT: u64 = 1 << 20;
+
+/// What the target wants.
+#[derive(Debug)]
+pub(crate) struct Shape {
+    pub(crate) grain: Grain,
+    pub(crate) packing: Option<Packing>,
+    pub(crate) zeroes: Zeroes,
+    pub(crate) detection: Detection,
+    /// What it lies on.
+    pub(crate) beneath: Option<Chain>,
+}
+
+impl Shape {
+    /// Bytes that no two units may share.
+    fn unit_grain(&self) -> u64 {
+        let cluster = self.packing.map(|packing| packing.cluster_bits.size());
+        match self.grain {
+            Grain::Sectors => cluster.unwrap_or(self.detection.align.min(UNIT)),
+            Grain::Whole(grain) => cluster.unwrap_or(grain),
+        }
+    }
+}
+
+/// A disk on its way to a target.
+#[derive(Debug)]
+pub(crate) struct Copy<'a> {
+    pub(crate) disk: &'a Disk,
+    /// What the target is called.
+    pub(crate) path: &'a Path,
+    pub(crate) shape: Shape,
+    pub(crate) options: &'a ConvertOptions,
+}
+
+impl Copy<'_> {
+    /// Reads and packs on all threads, and puts the results into the sink in the disk's order.
+    pub(crate) fn run(
+        self,
+        mut sink: Sink,
+        warn: &mut dyn FnMut(ConvertWarning),
+        progress: &dyn Progress,
+    ) -> Result<ConvertReport, Error> {
+        let Self { disk, path, shape, options } = self;
+        let threads = options.threads.unwrap_or_else(|| available_parallelism().map_or(1, usize::from));
+        let grain = shape.unit_grain();
+        let rules = Rules { grain, unit: UNIT.max(grain), zeroes: shape.zeroes };
+        let filler = Filler { disk, output: path, shape: &shape, salvage: options.salvage, spare: Mutex::default() };
+        let mut limit = options.rate_limit.map(RateLimit::new);
+        let mut done = 0;
+        ordered(
+            path,
+            threads,
+            Plan::new(disk, rules),
+            || filler.compressor(),
+            |compressor, job| filler.fill(compressor.as_mut(), job),
+            |mut unit| {
+                for (offset, error) in unit.lost.drain(..) {
+                    warn(ConvertWarning::Unreadable { offset, source: error.into() });
+                }
+                if let Some(limit) = &mut limit {
+                    limit.pass(unit.bytes_to_write());
+                }
+                sink.put(&unit)?;
+                progress.advance(unit.range.end - done);
+                done = unit.range.end;
+                filler.spare.lock().unwrap_or_else(PoisonError::into_inner).push(unit);
+                Ok(Next::Continue)
+            },
+        )?;
+        progress.advance(disk.size() - done);
+        let report = sink.finish()?;
+        Ok(ConvertReport { disk_size: disk.size(), ..report })
+    }
+}

@@ -1,0 +1,188 @@
+use std::io;
+use std::ops::Range;
+
+use qtk_block::BlockRead;
+use qtk_qcow2::MappingKind;
+
+use crate::chain::{Run, Runs, in_memory};
+use crate::layer::SECTOR;
+use crate::{Chain, ChainLayer, Error, Image};
+
+/// The disks of several images, one after the other, read as one.
+#[derive(Debug)]
+pub(crate) struct Disk {
+    parts: Vec<Part>,
+    size: u64,
+    /// Whether what the images lie on is left to what the target lies on.
+    overlay: bool,
+}
+
+#[derive(Debug)]
+struct Part {
+    chain: Chain,
+    /// Where it begins on the concatenated disk.
+    start: u64,
+    /// What is read of the image.
+    window: Range<u64>,
+    /// Layers that make up the topmost image: one, or two where the log of an unfinished transaction lies on it.
+    own_layers: usize,
+}
+
+/// What a stretch of the disk is to the copy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Class {
+    /// Bytes that must be read.
+    Data,
+    /// Zeroes.
+    Zero,
+    /// Left to what the target lies on.
+    Backing,
+}
+
+/// A run of one image on the concatenated disk.
+#[derive(Clone, Debug)]
+pub(crate) struct Stretch {
+    /// Bytes of the concatenated disk.
+    pub(crate) range: Range<u64>,
+    pub(crate) class: Class,
+    part: usize,
+    run: Run,
+}
+
+impl Stretch {
+    /// The part of it in `range`, which must lie in it.
+    pub(crate) fn cut(&self, range: Range<u64>) -> Self {
+        let skipped = range.start - self.range.start;
+        let start = self.run.range.start + skipped;
+        let run = Run {
+            range: start..start + (range.end - range.start),
+            depth: self.run.depth,
+            kind: self.run.kind.skip(skipped),
+        };
+        Self { range, class: self.class, part: self.part, run }
+    }
+
+    /// The image and the layer in it that the stretch is stored in.
+    pub(crate) fn place(&self) -> (usize, usize) {
+        (self.part, self.run.depth)
+    }
+
+    pub(crate) fn kind(&self) -> MappingKind {
+        self.run.kind
+    }
+}
+
+impl Disk {
+    pub(crate) fn new(sources: &[Image], overlay: bool) -> Self {
+        let mut disk = Self { parts: Vec::new(), size: 0, overlay };
+        sources.iter().for_each(|image| disk.push(image, 0..image.size()));
+        disk
+    }
+
+    /// A part of one image.
+    pub(crate) fn window(source: &Image, window: Range<u64>) -> Self {
+        let mut disk = Self { parts: Vec::new(), size: 0, overlay: false };
+        disk.push(source, window);
+        disk
+    }
+
+    fn push(&mut self, image: &Image, window: Range<u64>) {
+        let start = self.size;
+        self.size = (start + (window.end - window.start)).next_multiple_of(SECTOR);
+        let logs = image.layers().iter().take_while(|layer| layer.is_log()).count();
+        self.parts.push(Part { chain: image.chain().clone(), start, window, own_layers: logs + 1 });
+    }
+
+    /// The layer that a stretch is stored in.
+    pub(crate) fn layer(&self, stretch: &Stretch) -> &ChainLayer {
+        &self.parts[stretch.part].chain.layers()[stretch.run.depth]
+    }
+
+    /// All stretches, in order.
+    pub(crate) fn stretches(&self) -> Stretches<'_> {
+        Stretches { disk: self, part: 0, runs: None }
+    }
+
+    /// Fills `buf`, which is as long, with a stretch's content.
+    pub(crate) fn read_stretch(&self, buf: &mut [u8], stretch: &Stretch) -> Result<(), Error> {
+        self.parts[stretch.part].chain.read_run(buf, &stretch.run)
+    }
+
+    fn class(&self, part: &Part, run: &Run) -> Class {
+        match run.kind {
+            MappingKind::Unallocated if !self.overlay => Class::Zero,
+            // Past the end of what the image lies on.
+            MappingKind::Unallocated if run.depth < part.own_layers => Class::Zero,
+            _ if self.overlay && run.depth >= part.own_layers => Class::Backing,
+            MappingKind::Data { .. } | MappingKind::Compressed { .. } => Class::Data,
+            MappingKind::Zero { .. } | MappingKind::Unallocated => Class::Zero,
+        }
+    }
+
+    /// What lies between the end of a part and the next whole sector.
+    fn padding(&self, index: usize, part: &Part) -> Option<Stretch> {
+        let start = part.start + (part.window.end - part.window.start);
+        let range = start..start.next_multiple_of(SECTOR);
+        let run = Run { range: range.clone(), depth: 0, kind: MappingKind::Zero { host: None } };
+        (!range.is_empty()).then_some(Stretch { range, class: Class::Zero, part: index, run })
+    }
+
+    fn part_at(&self, offset: u64) -> Option<&Part> {
+        // Empty images share their start with the next one.
+        let index = self.parts.partition_point(|part| part.start <= offset).checked_sub(1)?;
+        self.parts.get(index)
+    }
+}
+
+impl BlockRead for Disk {
+    fn size(&self) -> u64 {
+        self.size
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        let (mut rest, mut at) = (buf, offset);
+        while !rest.is_empty() {
+            let Some(part) = self.part_at(at) else { return Err(io::ErrorKind::UnexpectedEof.into()) };
+            let within = part.window.start + (at - part.start);
+            let len = in_memory(part.window.end.saturating_sub(within)).min(rest.len());
+            if len == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            let (head, tail) = rest.split_at_mut(len);
+            part.chain.read_at(head, within)?;
+            (rest, at) = (tail, at + len as u64);
+        }
+        Ok(())
+    }
+}
+
+/// The stretches of a disk, in order.
+#[derive(Debug)]
+pub(crate) struct Stretches<'a> {
+    disk: &'a Disk,
+    part: usize,
+    runs: Option<Runs<'a>>,
+}
+
+impl Iterator for Stretches<'_> {
+    type Item = Result<Stretch, Error>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            let (index, part) = (self.part, self.disk.parts.get(self.part)?);
+            let runs = self.runs.get_or_insert_with(|| part.chain.runs(part.window.clone()));
+            let Some(run) = runs.next() else {
+                (self.part, self.runs) = (index + 1, None);
+                match self.disk.padding(index, part) {
+                    Some(padding) => return Some(Ok(padding)),
+                    None => continue,
+                }
+            };
+            return Some(run.map(|run| {
+                let start = part.start + (run.range.start - part.window.start);
+                let range = start..start + (run.range.end - run.range.start);
+                Stretch { range, class: self.disk.class(part, &run), part: index, run }
+            }));
+        }
+    }
+}

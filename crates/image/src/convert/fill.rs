@@ -1,0 +1,321 @@
+use std::io;
+use std::ops::Range;
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+
+use qtk_block::{BlockRead, is_zero, read_padded};
+use qtk_qcow2::codec::{self, Compressor};
+use qtk_qcow2::{ClusterBits, CompressionType, GuestCluster, MappingKind};
+
+use crate::Error;
+use crate::chain::in_memory;
+use crate::layer::SECTOR;
+
+use super::copy::Shape;
+use super::disk::{Class, Disk, Stretch};
+use super::plan::{Chunk, Job, Zeroes};
+use super::unit::{Origin, Unit};
+
+/// How the target stores what is written to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Grain {
+    /// Any sectors by themselves.
+    Sectors,
+    /// Whole clusters or subclusters of so many bytes: what a piece leaves out of one is filled up here.
+    Whole(u64),
+}
+
+/// How clusters are compressed.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Packing {
+    pub(crate) cluster_bits: ClusterBits,
+    pub(crate) compression: CompressionType,
+    pub(crate) level: Option<i32>,
+    /// Whether clusters that are compressed so already are copied.
+    pub(crate) copies: bool,
+}
+
+/// Reads units and makes of them what the target stores. Shared by all workers.
+#[derive(Debug)]
+pub(crate) struct Filler<'a> {
+    pub(crate) disk: &'a Disk,
+    pub(crate) output: &'a Path,
+    pub(crate) shape: &'a Shape,
+    pub(crate) salvage: bool,
+    /// Units whose buffers can be used again.
+    pub(crate) spare: Mutex<Vec<Unit>>,
+}
+
+/// What a part of a unit is, after the search for zeroes.
+#[derive(Clone, Debug)]
+struct Part {
+    bytes: Range<usize>,
+    content: Content,
+}
+
+#[derive(Clone, Debug)]
+enum Content {
+    Data,
+    Zero,
+    Backing,
+    /// A whole cluster, compressed: a part of [`Unit::packed`].
+    Copied(Range<usize>, Origin),
+}
+
+impl Filler<'_> {
+    pub(crate) fn compressor(&self) -> Result<Option<Compressor>, Error> {
+        let new = |packing: Packing| Compressor::new(packing.compression, packing.level);
+        self.shape.packing.map(new).transpose().map_err(|source| self.codec_error(source))
+    }
+
+    pub(crate) fn fill(&self, compressor: Option<&mut Compressor>, job: Job) -> Result<Unit, Error> {
+        let spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let mut unit = spare.unwrap_or_default();
+        match job {
+            Job::Zero(range) => {
+                unit.reset(range.start..range.start, 1, false);
+                unit.range = range.clone();
+                unit.add_zero(range);
+            }
+            Job::Fill(chunks) => {
+                let (Some(first), Some(last)) = (chunks.first(), chunks.last()) else { return Ok(unit) };
+                let padding = match self.shape.grain {
+                    Grain::Sectors => 1,
+                    Grain::Whole(grain) => self.shape.packing.map_or(grain, |packing| packing.cluster_bits.size()),
+                };
+                unit.reset(first.stretch.range.start..last.stretch.range.end, padding, self.shape.packing.is_some());
+                let parts = self.read(&mut unit, &chunks)?;
+                match (self.shape.grain, self.shape.packing, compressor) {
+                    (_, Some(packing), Some(compressor)) => self.pack(&mut unit, &parts, packing, compressor)?,
+                    (Grain::Whole(grain), ..) => self.assemble(&mut unit, &parts, grain)?,
+                    (Grain::Sectors, ..) => self.list(&mut unit, &parts),
+                }
+            }
+        }
+        Ok(unit)
+    }
+
+    fn codec_error(&self, source: codec::CodecError) -> Error {
+        Error::Codec { path: self.output.to_owned(), source }
+    }
+
+    /// Reads what must be read, and says what each part of the unit is.
+    fn read(&self, unit: &mut Unit, chunks: &[Chunk]) -> Result<Vec<Part>, Error> {
+        let mut parts: Vec<Part> = Vec::new();
+        for Chunk { stretch, ends } in chunks {
+            let bytes = unit.positions(&stretch.range);
+            match stretch.class {
+                Class::Backing => add_part(&mut parts, bytes, Content::Backing),
+                Class::Zero => {
+                    unit.plain[bytes.clone()].fill(0);
+                    let content = if self.shape.zeroes == Zeroes::Data { Content::Data } else { Content::Zero };
+                    add_part(&mut parts, bytes, content);
+                }
+                Class::Data => {
+                    if let Some(content) = self.copy(stretch, unit)? {
+                        add_part(&mut parts, bytes, content);
+                        continue;
+                    }
+                    self.read_data(unit, bytes.clone(), stretch)?;
+                    if self.shape.packing.is_some() {
+                        // Zero or not counts for whole clusters only.
+                        add_part(&mut parts, bytes, Content::Data);
+                        continue;
+                    }
+                    let start = bytes.start;
+                    self.shape.detection.split(&unit.plain[bytes], stretch.range.start, *ends, |part, hole| {
+                        let bytes = start + part.start..start + part.end;
+                        add_part(&mut parts, bytes, if hole { Content::Zero } else { Content::Data });
+                    });
+                }
+            }
+        }
+        Ok(parts)
+    }
+
+    fn read_data(&self, unit: &mut Unit, bytes: Range<usize>, stretch: &Stretch) -> Result<(), Error> {
+        match self.disk.read_stretch(&mut unit.plain[bytes.clone()], stretch) {
+            Err(_) if self.salvage => {}
+            result => return result,
+        }
+        let mut at = stretch.range.start;
+        while at < stretch.range.end {
+            let sector = stretch.cut(at..stretch.range.end.min(at + SECTOR));
+            let bytes = unit.positions(&sector.range);
+            let buf = &mut unit.plain[bytes];
+            if let Err(error) = self.disk.read_stretch(buf, &sector) {
+                buf.fill(0);
+                unit.lost.push((at, error));
+            }
+            at = sector.range.end;
+        }
+        Ok(())
+    }
+
+    /// Reads the compressed bytes of a whole cluster, if they can stay as they are.
+    fn copy(&self, stretch: &Stretch, unit: &mut Unit) -> Result<Option<Content>, Error> {
+        let MappingKind::Compressed { host, len } = stretch.kind() else { return Ok(None) };
+        let Some(packing) = self.shape.packing.filter(|packing| packing.copies) else { return Ok(None) };
+        let layer = self.disk.layer(stretch);
+        let cluster = packing.cluster_bits.size();
+        let same_codec = layer
+            .qcow2()
+            .is_some_and(|layer| layer.compression() == packing.compression && layer.cluster_size() == cluster);
+        let whole = stretch.range.end - stretch.range.start == cluster && stretch.range.start % cluster == 0;
+        let range = host.0..host.0 + len;
+        // What the file's end may have cut off only decoding can tell.
+        let cut = range.end >= layer.file().size();
+        // A length may, but need not, be larger than the cluster.
+        if !same_codec || !whole || cut || len >= cluster {
+            return Ok(None);
+        }
+        // So little may stand for nothing but zeroes, which are left out.
+        if self.shape.zeroes != Zeroes::Data && len <= cluster / 512 + 2 * SECTOR {
+            let bytes = unit.positions(&stretch.range);
+            self.disk.read_stretch(&mut unit.plain[bytes.clone()], stretch)?;
+            if is_zero(&unit.plain[bytes]) {
+                return Ok(None);
+            }
+        }
+        let bytes = unit.packed_len..unit.packed_len + in_memory(len);
+        let read = layer.read_host(&mut unit.packed[bytes.clone()], host);
+        let failed = |source| Error::Read { path: layer.path().to_owned(), offset: stretch.range.start, source };
+        read.map_err(failed)?;
+        unit.packed_len = bytes.end;
+        Ok(Some(Content::Copied(bytes, Origin { layer: stretch.place(), range })))
+    }
+
+    /// For a target that stores any sectors.
+    fn list(&self, unit: &mut Unit, parts: &[Part]) {
+        for part in parts {
+            match part.content {
+                Content::Data => unit.add_plain(part.bytes.clone()),
+                Content::Zero if self.shape.zeroes == Zeroes::Zero => {
+                    unit.add_zero(unit.offset(part.bytes.start)..unit.offset(part.bytes.end));
+                }
+                Content::Zero | Content::Backing | Content::Copied(..) => {}
+            }
+        }
+    }
+
+    /// For a target that stores whole clusters or subclusters.
+    fn assemble(&self, unit: &mut Unit, parts: &[Part], grain: u64) -> Result<(), Error> {
+        let mut rest = parts;
+        for start in (0..unit.plain.len()).step_by(in_memory(grain)) {
+            let bytes = start..start + in_memory(grain);
+            let parts = take_until(&mut rest, bytes.end);
+            let holds = |wanted: fn(&Content) -> bool| parts.iter().any(|part| wanted(&part.content));
+            let (data, zero) = (holds(|c| matches!(c, Content::Data)), holds(|c| matches!(c, Content::Zero)));
+            let wanted = data || zero && self.shape.zeroes == Zeroes::Zero;
+            if !wanted {
+                continue;
+            }
+            let mixed = holds(|content| matches!(content, Content::Backing));
+            for part in parts.iter().filter(|part| !matches!(part.content, Content::Data)) {
+                let bytes = bytes.start.max(part.bytes.start)..bytes.end.min(part.bytes.end);
+                match part.content {
+                    Content::Backing => self.read_beneath(unit, bytes)?,
+                    _ => unit.plain[bytes].fill(0),
+                }
+            }
+            if data || mixed && !is_zero(&unit.plain[bytes.clone()]) {
+                unit.add_plain(bytes);
+            } else {
+                unit.add_zero(unit.offset(bytes.start)..unit.offset(bytes.end).min(unit.range.end));
+            }
+        }
+        Ok(())
+    }
+
+    /// For a target that stores compressed clusters.
+    fn pack(
+        &self,
+        unit: &mut Unit,
+        parts: &[Part],
+        packing: Packing,
+        compressor: &mut Compressor,
+    ) -> Result<(), Error> {
+        let bits = packing.cluster_bits;
+        let mut rest = parts;
+        for start in (0..unit.plain.len()).step_by(bits.buffer_len()) {
+            let bytes = start..start + bits.buffer_len();
+            let guest = GuestCluster(unit.offset(start) >> bits.bits());
+            match take_until(&mut rest, bytes.end) {
+                [Part { content: Content::Copied(packed, origin), .. }] => {
+                    unit.pieces.push(super::unit::Piece::Copied {
+                        guest,
+                        bytes: packed.clone(),
+                        origin: origin.clone(),
+                    });
+                    continue;
+                }
+                [Part { content: Content::Backing, .. }] => continue,
+                parts => self.read_rest(unit, parts, &bytes)?,
+            }
+            if self.shape.zeroes != Zeroes::Data && is_zero(&unit.plain[bytes.clone()]) {
+                if self.shape.zeroes == Zeroes::Zero {
+                    unit.add_zero(unit.offset(bytes.start)..unit.offset(bytes.end).min(unit.range.end));
+                }
+                continue;
+            }
+            let packed = compressor.compress(&unit.plain[bytes.clone()], &mut unit.packed[unit.packed_len..]);
+            match packed.map_err(|source| self.codec_error(source))? {
+                Some(len) => unit.add_compressed(guest, len),
+                None => unit.add_plain(bytes),
+            }
+        }
+        Ok(())
+    }
+
+    /// Completes a cluster of which only a part must be stored: compressed, it is stored as a whole.
+    fn read_rest(&self, unit: &mut Unit, parts: &[Part], cluster: &Range<usize>) -> Result<(), Error> {
+        for part in parts.iter().filter(|part| !matches!(part.content, Content::Data)) {
+            let bytes = cluster.start.max(part.bytes.start)..cluster.end.min(part.bytes.end);
+            let offset = unit.offset(bytes.start);
+            let buf = &mut unit.plain[bytes];
+            match part.content {
+                Content::Backing => self.disk.read_at(buf, offset).map_err(read_error(self.output, offset))?,
+                _ => buf.fill(0),
+            }
+        }
+        Ok(())
+    }
+
+    fn read_beneath(&self, unit: &mut Unit, bytes: Range<usize>) -> Result<(), Error> {
+        let offset = unit.offset(bytes.start);
+        let buf = &mut unit.plain[bytes];
+        match &self.shape.beneath {
+            Some(beneath) => read_padded(beneath, buf, offset).map_err(read_error(self.output, offset)),
+            None => {
+                buf.fill(0);
+                Ok(())
+            }
+        }
+    }
+}
+
+fn read_error(path: &Path, offset: u64) -> impl FnOnce(io::Error) -> Error {
+    let path = path.to_owned();
+    move |source| Error::Read { path, offset, source }
+}
+
+fn add_part(parts: &mut Vec<Part>, bytes: Range<usize>, content: Content) {
+    match parts.last_mut() {
+        Some(last)
+            if !matches!(content, Content::Copied(..))
+                && std::mem::discriminant(&last.content) == std::mem::discriminant(&content) =>
+        {
+            last.bytes.end = bytes.end;
+        }
+        _ => parts.push(Part { bytes, content }),
+    }
+}
+
+/// The parts that begin before `end`; the last of them stays in `rest` if it goes on.
+fn take_until<'a>(rest: &mut &'a [Part], end: usize) -> &'a [Part] {
+    let count = rest.iter().take_while(|part| part.bytes.start < end).count();
+    let (taken, _) = rest.split_at(count);
+    let done = taken.iter().take_while(|part| part.bytes.end <= end).count();
+    *rest = &rest[done..];
+    taken
+}

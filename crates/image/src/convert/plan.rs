@@ -1,0 +1,136 @@
+use std::ops::Range;
+
+use qtk_block::BlockRead;
+
+use crate::Error;
+
+use super::disk::{Class, Disk, Stretch, Stretches};
+
+/// Bytes that `qemu-img convert` reads at once, which shows where it looks for zeroes.
+const REQUEST: u64 = 2 << 20;
+
+/// What is to be done with a piece of the disk.
+#[derive(Debug)]
+pub(crate) enum Job {
+    /// Write zeroes.
+    Zero(Range<u64>),
+    /// Read and write.
+    Fill(Vec<Chunk>),
+}
+
+/// A piece of a stretch. Those of a job follow each other without a gap.
+#[derive(Debug)]
+pub(crate) struct Chunk {
+    pub(crate) stretch: Stretch,
+    /// Whether `qemu-img` would end a request here.
+    pub(crate) ends: bool,
+}
+
+/// Cuts a disk into jobs, in order. What need not be written is left out.
+#[derive(Debug)]
+pub(crate) struct Plan<'a> {
+    stretches: Stretches<'a>,
+    current: Option<Stretch>,
+    at: u64,
+    size: u64,
+    rules: Rules,
+}
+
+/// What the target needs to be told.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Rules {
+    /// What jobs begin and end at multiples of: the target's clusters.
+    pub(crate) grain: u64,
+    /// Longest job in bytes.
+    pub(crate) unit: u64,
+    /// What becomes of zeroes.
+    pub(crate) zeroes: Zeroes,
+}
+
+/// What becomes of zeroes that the source need not store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Zeroes {
+    /// The target reads as zeroes where nothing is written.
+    Skip,
+    /// They are written as zeroes.
+    Zero,
+    /// They are written as data.
+    Data,
+}
+
+impl<'a> Plan<'a> {
+    pub(crate) fn new(disk: &'a Disk, rules: Rules) -> Self {
+        Self { stretches: disk.stretches(), current: None, at: 0, size: disk.size(), rules }
+    }
+
+    fn step(&mut self) -> Result<Option<Job>, Error> {
+        while self.at < self.size {
+            let start = self.at;
+            let stretch = self.stretch()?;
+            let end = if stretch.range.end == self.size { self.size } else { self.floor(stretch.range.end) };
+            let write = match (stretch.class, self.rules.zeroes) {
+                (Class::Backing, _) | (Class::Zero, Zeroes::Skip) => false,
+                (Class::Zero, Zeroes::Zero) => true,
+                _ => return self.fill().map(Some),
+            };
+            if end <= start {
+                return self.fill().map(Some);
+            }
+            self.at = end;
+            if write {
+                return Ok(Some(Job::Zero(start..end)));
+            }
+        }
+        Ok(None)
+    }
+
+    fn floor(&self, offset: u64) -> u64 {
+        offset - offset % self.rules.grain
+    }
+
+    fn fill(&mut self) -> Result<Job, Error> {
+        let end = self.size.min(self.at + self.rules.unit);
+        let mut chunks = Vec::new();
+        while self.at < end {
+            let at = self.at;
+            let stretch = self.stretch()?;
+            let request_end = at + REQUEST - (at - stretch.range.start) % REQUEST;
+            let stop = stretch.range.end.min(request_end);
+            let range = at..stop.min(end);
+            self.at = range.end;
+            chunks.push(Chunk { ends: range.end == stop, stretch: stretch.cut(range) });
+        }
+        Ok(Job::Fill(chunks))
+    }
+
+    /// The stretch that holds `at`.
+    fn stretch(&mut self) -> Result<Stretch, Error> {
+        loop {
+            if let Some(stretch) = &self.current
+                && stretch.range.contains(&self.at)
+            {
+                return Ok(stretch.clone());
+            }
+            match self.stretches.next() {
+                Some(stretch) => self.current = Some(stretch?),
+                None => {
+                    let start = self.at;
+                    let problem = format!("the disk ends before byte {start}");
+                    return Err(Error::Invalid { path: "disk".into(), problem });
+                }
+            }
+        }
+    }
+}
+
+impl Iterator for Plan<'_> {
+    type Item = Result<Job, Error>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let step = self.step().transpose();
+        if matches!(step, Some(Err(_))) {
+            self.at = self.size;
+        }
+        step
+    }
+}

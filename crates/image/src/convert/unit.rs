@@ -1,0 +1,107 @@
+use std::ops::Range;
+
+use qtk_qcow2::GuestCluster;
+
+use crate::Error;
+use crate::chain::in_memory;
+
+/// A stretch of the disk, read and, where asked, compressed.
+#[derive(Debug, Default)]
+pub(crate) struct Unit {
+    /// Bytes of the disk.
+    pub(crate) range: Range<u64>,
+    /// What is to be written, in order.
+    pub(crate) pieces: Vec<Piece>,
+    /// Sectors that could not be read.
+    pub(crate) lost: Vec<(u64, Error)>,
+    /// The stretch as the guest sees it, padded to whole clusters.
+    pub(crate) plain: Vec<u8>,
+    pub(crate) packed: Vec<u8>,
+    pub(crate) packed_len: usize,
+}
+
+/// A part of a unit. Byte ranges lie in [`Unit::plain`], and in [`Unit::packed`] for the last two.
+#[derive(Debug)]
+pub(crate) enum Piece {
+    Zero { range: Range<u64> },
+    Plain { bytes: Range<usize> },
+    Compressed { guest: GuestCluster, bytes: Range<usize> },
+    Copied { guest: GuestCluster, bytes: Range<usize>, origin: Origin },
+}
+
+/// Where copied bytes lie: in which layer of which image, and where in its file.
+#[derive(Clone, Debug)]
+pub(crate) struct Origin {
+    pub(crate) layer: (usize, usize),
+    pub(crate) range: Range<u64>,
+}
+
+impl Origin {
+    /// How many of this one's first bytes are the last ones of `before`.
+    pub(crate) fn shared(&self, before: &Self) -> u64 {
+        let follows = self.layer == before.layer
+            && (before.range.start..=before.range.end).contains(&self.range.start)
+            && self.range.end >= before.range.end;
+        if follows { before.range.end - self.range.start } else { 0 }
+    }
+}
+
+impl Unit {
+    /// Makes room for `range`, whose end is padded to a multiple of `grain`.
+    pub(crate) fn reset(&mut self, range: Range<u64>, grain: u64, packs: bool) {
+        let len = in_memory((range.end - range.start).next_multiple_of(grain));
+        self.plain.resize(len, 0);
+        self.packed.resize(if packs { len } else { 0 }, 0);
+        self.packed_len = 0;
+        self.pieces.clear();
+        self.lost.clear();
+        self.plain[in_memory(range.end - range.start)..].fill(0);
+        self.range = range;
+    }
+
+    /// Where an offset of the disk lies in [`plain`](Self::plain).
+    pub(crate) fn position(&self, offset: u64) -> usize {
+        in_memory(offset - self.range.start)
+    }
+
+    /// Where a range of the disk lies in [`plain`](Self::plain).
+    pub(crate) fn positions(&self, range: &Range<u64>) -> Range<usize> {
+        self.position(range.start)..self.position(range.end)
+    }
+
+    /// The offset on the disk of a position in [`plain`](Self::plain).
+    pub(crate) fn offset(&self, position: usize) -> u64 {
+        self.range.start + position as u64
+    }
+
+    /// Bytes that will go out, not counting zeroes.
+    pub(crate) fn bytes_to_write(&self) -> u64 {
+        let bytes = self.pieces.iter().map(|piece| match piece {
+            Piece::Zero { .. } => 0,
+            Piece::Plain { bytes } | Piece::Compressed { bytes, .. } | Piece::Copied { bytes, .. } => {
+                bytes.len() as u64
+            }
+        });
+        bytes.sum()
+    }
+
+    pub(crate) fn add_plain(&mut self, bytes: Range<usize>) {
+        match self.pieces.last_mut() {
+            Some(Piece::Plain { bytes: last }) if last.end == bytes.start => last.end = bytes.end,
+            _ => self.pieces.push(Piece::Plain { bytes }),
+        }
+    }
+
+    pub(crate) fn add_zero(&mut self, range: Range<u64>) {
+        match self.pieces.last_mut() {
+            Some(Piece::Zero { range: last }) if last.end == range.start => last.end = range.end,
+            _ => self.pieces.push(Piece::Zero { range }),
+        }
+    }
+
+    pub(crate) fn add_compressed(&mut self, guest: GuestCluster, len: usize) {
+        let bytes = self.packed_len..self.packed_len + len;
+        self.packed_len = bytes.end;
+        self.pieces.push(Piece::Compressed { guest, bytes });
+    }
+}
