@@ -22,7 +22,7 @@ impl ImageFile {
         Error::Unsupported { image: self.name.to_string(), feature: feature.into() }
     }
 
-    fn io(&self, action: Action, offset: u64, len: u64, source: io::Error) -> Error {
+    pub(crate) fn io(&self, action: Action, offset: u64, len: u64, source: io::Error) -> Error {
         Error::Io { image: self.name.to_string(), action, offset, len, source }
     }
 

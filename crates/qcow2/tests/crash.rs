@@ -4,148 +4,18 @@
 
 mod support;
 
-use std::collections::BTreeSet;
 use std::io;
 use std::ops::Range;
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use proptest::prelude::*;
-use qtk_block::{BlockRead, BlockWrite, Extent, HostStorage, MemoryDisk, WriteEvent, WriteRecorder};
-use qtk_qcow2::{ClusterBits, CreateOptions, Layer, Transaction, check, create};
-use support::{assert_clean, memory, mixed_disk, noise, qemu_img, qemu_io, qemu_read, read_all};
-
-/// A file as the crash left it.
-#[derive(Clone)]
-struct Remains(Vec<u8>);
-
-impl Remains {
-    fn apply(&mut self, event: &WriteEvent) {
-        match event {
-            WriteEvent::Write { offset, bytes } => {
-                let start = usize::try_from(*offset).unwrap();
-                let end = start + bytes.len();
-                if end > self.0.len() {
-                    self.0.resize(end, 0);
-                }
-                self.0[start..end].copy_from_slice(bytes);
-            }
-            WriteEvent::Zero(range) => {
-                let end = usize::try_from(range.end).unwrap().min(self.0.len());
-                let start = usize::try_from(range.start).unwrap().min(end);
-                self.0[start..end].fill(0);
-            }
-            WriteEvent::SetSize(size) => self.0.resize(usize::try_from(*size).unwrap(), 0),
-            WriteEvent::Flush => {}
-        }
-    }
-
-    fn with(mut self, events: &[&WriteEvent]) -> Self {
-        events.iter().for_each(|event| self.apply(event));
-        self
-    }
-}
-
-/// What unsynced events may leave behind: any selection of them, the last write perhaps torn.
-fn selections(unsynced: &[WriteEvent], seed: u64) -> Vec<Vec<WriteEvent>> {
-    let mut selections = vec![Vec::new(), unsynced.to_vec()];
-    if let Some((WriteEvent::Write { offset, bytes }, before)) = unsynced.split_last()
-        && bytes.len() > 512
-    {
-        let torn = WriteEvent::Write { offset: *offset, bytes: bytes[..(bytes.len() / 2) & !511].to_vec() };
-        selections.push([before, &[torn]].concat());
-    }
-    for round in 0..3 {
-        let picks = noise(seed * 3 + round, unsynced.len());
-        let picked = unsynced.iter().zip(picks).filter(|(_, pick)| pick % 2 == 0).map(|(event, _)| event.clone());
-        // Writes between two flushes may reach the disk in any order.
-        selections.push(picked.rev().collect());
-    }
-    selections
-}
-
-/// What a scenario does to an image, and what it leaves.
-struct Scenario {
-    before: Vec<u8>,
-    old: Vec<u8>,
-    new: Vec<u8>,
-    events: Vec<WriteEvent>,
-}
-
-impl Scenario {
-    fn record(before: Vec<u8>, change: impl Fn(&Transaction), commit: bool) -> Self {
-        let recorder = Arc::new(WriteRecorder::new(memory(&before)));
-        let layer = Arc::new(Layer::open(recorder.clone(), "image").unwrap());
-        let old = read_all(&*layer);
-        let transaction = Transaction::begin(layer, None).unwrap();
-        change(&transaction);
-        let new = if commit { read_all(&transaction) } else { old.clone() };
-        if commit {
-            transaction.commit().unwrap();
-        }
-        drop(transaction);
-        Self { before, old, new, events: recorder.events() }
-    }
-
-    fn header_write(&self) -> Option<usize> {
-        self.events.iter().position(|event| matches!(event, WriteEvent::Write { offset: 0, .. }))
-    }
-
-    /// Crashes everywhere and judges what is left.
-    fn crash(&self) {
-        let folder = tempfile::tempdir().unwrap();
-        let header_write = self.header_write().unwrap_or(usize::MAX);
-        let mut seen = BTreeSet::new();
-        let mut synced = Remains(self.before.clone());
-        let mut unsynced_from = 0;
-        for stop in 0..=self.events.len() {
-            let unsynced = &self.events[unsynced_from..stop];
-            for selection in selections(unsynced, stop as u64) {
-                let remains = synced.clone().with(&selection.iter().collect::<Vec<_>>());
-                let replaced = header_write < unsynced_from
-                    || selection.iter().any(|event| matches!(event, WriteEvent::Write { offset: 0, .. }));
-                if !seen.insert(digest(&remains.0)) {
-                    continue;
-                }
-                let expected = if replaced { &self.new } else { &self.old };
-                assert_state(&remains.0, expected, stop);
-                // Every state is judged by our own check, and by QEMU's near the commit and now and then.
-                if stop.abs_diff(header_write) <= 2 || seen.len() % 16 == 0 {
-                    assert_state_for_qemu(folder.path(), &remains.0, expected);
-                }
-            }
-            if let Some(WriteEvent::Flush) = self.events.get(stop) {
-                unsynced.iter().for_each(|event| synced.apply(event));
-                unsynced_from = stop + 1;
-            }
-        }
-        assert_state_for_qemu(
-            folder.path(),
-            &synced.with(&self.events[unsynced_from..].iter().collect::<Vec<_>>()).0,
-            &self.new,
-        );
-    }
-}
-
-fn digest(bytes: &[u8]) -> (usize, u64) {
-    let fold = |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
-    (bytes.len(), bytes.iter().fold(0xcbf2_9ce4_8422_2325, fold))
-}
-
-fn assert_state(remains: &[u8], expected: &[u8], stop: usize) {
-    let layer = Layer::open(Arc::new(memory(remains)), "remains").unwrap();
-    assert!(read_all(&layer) == expected, "neither old nor new after event {stop}");
-    let report = check(&layer).unwrap();
-    assert!(report.is_clean(), "after event {stop}: {report:#?}");
-}
-
-fn assert_state_for_qemu(folder: &Path, remains: &[u8], expected: &[u8]) {
-    let image = folder.join("remains.qcow2");
-    std::fs::write(&image, remains).unwrap();
-    assert_clean(&image);
-    assert!(qemu_read(&image) == expected, "QEMU reads something else");
-}
+use qtk_block::{BlockRead, BlockWrite, Extent, HostStorage, MemoryDisk, Preallocation};
+use qtk_qcow2::{
+    Backing, ClusterBits, CompressionType, CreateOptions, GuestCluster, Layer, Transaction, check, codec, create,
+};
+use support::crash::{Scenario, assert_state_for_qemu};
+use support::{memory, mixed_disk, noise, qemu_img, qemu_io, read_all};
 
 /// A compressed image with a snapshot and plain and zero clusters.
 fn rich_image(cluster: usize, refcount_bits: u32) -> Vec<u8> {
@@ -186,11 +56,13 @@ fn change(cluster: u64) -> impl Fn(&Transaction) {
 #[test]
 fn commits_are_atomic() {
     for (cluster, refcount_bits) in [(512, 16), (4096, 8), (4096, 64)] {
-        Scenario::record(rich_image(cluster, refcount_bits), change(cluster as u64), true).crash();
+        for finish in [Transaction::commit, Transaction::commit_settled] {
+            Scenario::record(rich_image(cluster, refcount_bits), change(cluster as u64), Some(finish)).crash();
+        }
     }
     for (bits, refcount_bits) in [(9, 64), (9, 1), (12, 1)] {
         let image = empty_image(100 << bits, bits, refcount_bits);
-        Scenario::record(image, change(1 << bits), true).crash();
+        Scenario::record(image, change(1 << bits), Some(Transaction::commit)).crash();
     }
 }
 
@@ -215,7 +87,51 @@ proptest! {
                 }
             }
         };
-        Scenario::record(rich_image(1 << bits, 1 << order), change, true).crash();
+        Scenario::record(rich_image(1 << bits, 1 << order), change, Some(Transaction::commit)).crash();
+    }
+}
+
+/// Changes of more than guest data.
+fn metadata_changes(cluster: u64) -> Vec<(&'static str, Box<dyn Fn(&Transaction)>)> {
+    let backing = |name: &str| Some(Backing { name: name.into(), format: Some("raw".into()) });
+    let pack = move |transaction: &Transaction| {
+        for index in 0..12 {
+            let bytes = [noise(index, 100), vec![7; usize::try_from(cluster).unwrap() - 100]].concat();
+            let mut compressed = vec![0; bytes.len()];
+            let mut compressor = codec::Compressor::new(CompressionType::Zlib, None).unwrap();
+            let len = compressor.compress(&bytes, &mut compressed).unwrap().unwrap();
+            transaction.write_compressed(GuestCluster(index * 3), &compressed[..len]).unwrap();
+        }
+        transaction.write_at(&[1; 10], 0).unwrap();
+    };
+    vec![
+        ("grow", Box::new(move |t: &Transaction| t.resize(cluster * 9000 + 512, Preallocation::Off).unwrap())),
+        ("shrink", Box::new(move |t: &Transaction| t.resize(cluster * 3 + 512, Preallocation::Off).unwrap())),
+        ("preallocate", Box::new(move |t: &Transaction| t.resize(cluster * 150, Preallocation::Metadata).unwrap())),
+        ("clear", Box::new(|t: &Transaction| t.clear().unwrap())),
+        ("backing", Box::new(move |t: &Transaction| t.set_backing(backing("base.raw")).unwrap())),
+        ("compress", Box::new(pack)),
+        (
+            "all",
+            Box::new(move |t: &Transaction| {
+                change(cluster)(t);
+                t.resize(cluster * 300, Preallocation::Off).unwrap();
+                pack(t);
+                t.resize(cluster * 100, Preallocation::Off).unwrap();
+                t.set_backing(backing("base.raw")).unwrap();
+            }),
+        ),
+    ]
+}
+
+#[test]
+fn changes_of_metadata_are_atomic() {
+    for (cluster, refcount_bits) in [(512, 16), (4096, 8)] {
+        for (_, change) in metadata_changes(cluster as u64) {
+            for finish in [Transaction::commit, Transaction::commit_settled] {
+                Scenario::record(rich_image(cluster, refcount_bits), &change, Some(finish)).crash();
+            }
+        }
     }
 }
 
@@ -223,26 +139,23 @@ proptest! {
 fn a_growing_refcount_table_is_atomic() {
     // A 512-byte table of 64 blocks, each of 64 counts, covers 2 MiB of file.
     let image = empty_image(8 << 20, 9, 64);
-    let scenario =
-        Scenario::record(image, |transaction| transaction.write_at(&noise(1, 3 << 20), 12_345).unwrap(), true);
-    let image = scenario.events.iter().fold(Remains(scenario.before.clone()), |mut remains, event| {
-        remains.apply(event);
-        remains
-    });
-    let header = Layer::open(Arc::new(memory(&image.0)), "image").unwrap().header().clone();
-    assert!(header.refcount_table_clusters > 1);
-    let folder = tempfile::tempdir().unwrap();
-    assert_state_for_qemu(folder.path(), &image.0, &scenario.new);
+    for finish in [Transaction::commit, Transaction::commit_settled] {
+        let change = |transaction: &Transaction| transaction.write_at(&noise(1, 3 << 20), 12_345).unwrap();
+        let scenario = Scenario::record(image.clone(), change, Some(finish));
+        let image = scenario.after();
+        let header = Layer::open(Arc::new(memory(&image)), "image").unwrap().header().clone();
+        assert!(header.refcount_table_clusters > 1);
+        let folder = tempfile::tempdir().unwrap();
+        assert_state_for_qemu(folder.path(), &image, &scenario.new);
+    }
 }
 
 #[test]
 fn rollbacks_leave_the_old_image() {
     let before = rich_image(4096, 16);
-    let scenario = Scenario::record(before.clone(), change(4096), false);
+    let scenario = Scenario::record(before.clone(), change(4096), None);
     scenario.crash();
-    let mut after = Remains(before.clone());
-    scenario.events.iter().for_each(|event| after.apply(event));
-    assert_eq!(after.0.len(), before.len());
+    assert_eq!(scenario.after().len(), before.len());
 }
 
 /// Storage on which one operation fails.

@@ -52,6 +52,9 @@ impl State {
     /// the places where things will lie in the end.
     pub(super) fn write_metadata(&mut self, settle: bool) -> Result<Prepared, Error> {
         self.place_tables()?;
+        if self.cut_tail {
+            self.refcounts.drop_empty_blocks()?;
+        }
         self.refcounts.fit_table()?;
         if self.metadata_is_unchanged() {
             return Ok(Prepared { header: self.header_with(&Moves::default()), lasting: None });
@@ -74,9 +77,13 @@ impl State {
         Ok(self.header_with(&Moves::default()))
     }
 
-    /// The end of the settled image, in bytes.
-    pub(super) fn settled_end(&self) -> u64 {
-        self.refcounts.end_of_taken() << self.header.cluster_bits.bits()
+    /// The end of the settled image in bytes, where it began with a file of `old_size`.
+    pub(super) fn settled_end(&mut self, old_size: u64) -> Result<u64, Error> {
+        let bits = self.header.cluster_bits.bits();
+        Ok(match self.cut_tail {
+            true => self.refcounts.end()? << bits,
+            false => old_size.max(self.refcounts.end_of_taken() << bits),
+        })
     }
 
     /// Gives changed L2 tables the places where an update in place would leave them.

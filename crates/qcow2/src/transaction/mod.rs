@@ -2,12 +2,14 @@
 //! first sector makes everything that was written since the current state.
 
 mod commit;
+mod compressed;
 mod counts;
 mod dirty;
 mod header;
 mod metadata;
 mod primitives;
 mod refcounts;
+mod resize;
 mod state;
 mod tree;
 mod write;
@@ -17,13 +19,15 @@ use std::io;
 use std::ops::Range;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use qtk_block::{BlockRead, BlockWrite, Extent};
+use qtk_block::{BlockRead, BlockWrite, Extent, Preallocation};
 
 use crate::bitmap::BitmapDirectory;
+use crate::create::Backing;
 use crate::error::Error;
 use crate::header::Header;
 use crate::layer::Layer;
 use crate::mapping::L2Tables;
+use crate::types::GuestCluster;
 use commit::Prepared;
 use header::{HeaderArea, replace_header};
 use metadata::Metadata;
@@ -74,6 +78,8 @@ impl Transaction {
             pointing: BTreeMap::new(),
             refcounts: Refcounts::new(file, &committed, refcount_table, metadata),
             dirty: bitmaps.is_some().then(Default::default),
+            packed_to: None,
+            cut_tail: false,
             phase: Phase::Open,
             layer,
         };
@@ -84,6 +90,27 @@ impl Transaction {
     pub(crate) fn change<T>(&self, change: impl FnOnce(&mut State) -> Result<T, Error>) -> Result<T, Error> {
         let mut state = self.write_state()?;
         change(&mut state).inspect_err(|_| state.phase = Phase::Failed)
+    }
+
+    /// Gives the guest's disk another size, in bytes. What it grows by reads as zeroes, and gets its place on the host as
+    /// `preallocation` says.
+    pub fn resize(&self, size: u64, preallocation: Preallocation) -> Result<(), Error> {
+        self.change(|state| state.resize(size, preallocation))
+    }
+
+    /// Names another backing file in the header, or none; it is not opened. Through this transaction the disk reads as before.
+    pub fn set_backing(&self, backing: Option<Backing>) -> Result<(), Error> {
+        self.change(|state| state.set_backing(backing))
+    }
+
+    /// Stores a cluster of the guest's disk from bytes compressed as the image's other clusters, and shorter than a cluster.
+    pub fn write_compressed(&self, cluster: GuestCluster, bytes: &[u8]) -> Result<(), Error> {
+        self.change(|state| state.write_compressed(cluster, bytes))
+    }
+
+    /// Gives up all guest data, so that the whole disk reads through to the backing, and zeroes where there is none.
+    pub fn clear(&self) -> Result<(), Error> {
+        self.change(State::clear)
     }
 
     /// Makes the changes permanent: when this returns, they are on stable storage.
@@ -121,7 +148,7 @@ impl Transaction {
             let settled = state.write_settled(lasting)?;
             file.sync()?;
             replace_header(&file, &area, &header, &settled)?;
-            file.set_size(self.old_size.max(state.settled_end()).min(file.storage.size()))?;
+            file.set_size(state.settled_end(self.old_size)?.min(file.storage.size()))?;
         }
         let bits = state.header.cluster_bits.bits();
         for run in state.refcounts.freed_runs() {

@@ -198,6 +198,11 @@ impl Refcounts {
         Ok(())
     }
 
+    /// Whether a cluster's count can grow.
+    pub(super) fn can_add(&mut self, cluster: HostCluster) -> Result<bool, Error> {
+        Ok(self.count(cluster)? < self.committed.width.max())
+    }
+
     /// Counts one user more of a cluster in use. `place` is the user.
     pub(super) fn add(&mut self, cluster: HostCluster, place: Place) -> Result<(), Error> {
         match self.count(cluster)? {
@@ -261,6 +266,78 @@ impl Refcounts {
             }
         }
         runs
+    }
+
+    /// Whether a single block counts the first `clusters`.
+    pub(super) fn one_block_counts(&self, clusters: u64) -> bool {
+        clusters <= self.committed.per_block()
+    }
+
+    /// Counts the first `used` clusters once and all others as free, with the table in cluster 1 and a block in cluster 2.
+    pub(super) fn start_over(&mut self, used: u64) -> Result<(), Error> {
+        let (width, per_block) = (self.committed.width, self.committed.per_block());
+        for index in 0..self.table.len() as u64 {
+            if self.block_place(index).is_none() {
+                continue;
+            }
+            let first = index * per_block;
+            let (block, _) = self.block_of(HostCluster(first))?;
+            let in_use: Vec<u64> = (0..per_block).filter(|&cluster| width.get(&block.counts, cluster) != 0).collect();
+            for cluster in in_use.into_iter().map(|index| first + index) {
+                if self.is_ours(HostCluster(cluster)) {
+                    self.give_back(cluster..cluster + 1)?;
+                } else {
+                    self.set(HostCluster(cluster), 0)?;
+                    self.freed.push(HostCluster(cluster));
+                }
+            }
+        }
+        self.freed.retain(|cluster| cluster.0 >= used);
+        self.table = vec![self.committed.bits.host_offset(HostCluster(2)).0];
+        self.table_run = 1..2;
+        for cluster in 0..used {
+            let (block, index) = self.block_of(HostCluster(cluster))?;
+            if block.busy.contains(index) {
+                self.set(HostCluster(cluster), 1)?;
+            } else {
+                self.take(cluster..cluster + 1)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The end of the last cluster in use.
+    pub(super) fn end(&mut self) -> Result<u64, Error> {
+        let (width, per_block) = (self.committed.width, self.committed.per_block());
+        for index in (0..self.table.len() as u64).rev() {
+            if self.block_place(index).is_none() {
+                continue;
+            }
+            let (block, _) = self.block_of(HostCluster(index * per_block))?;
+            if let Some(last) = (0..per_block).rev().find(|&cluster| width.get(&block.counts, cluster) != 0) {
+                return Ok(index * per_block + last + 1);
+            }
+        }
+        Ok(0)
+    }
+
+    /// Gives up the blocks that count nothing but themselves.
+    pub(super) fn drop_empty_blocks(&mut self) -> Result<(), Error> {
+        let (width, per_block) = (self.committed.width, self.committed.per_block());
+        for index in 0..self.table.len() as u64 {
+            let Some(place) = self.block_place(index) else {
+                continue;
+            };
+            let first = index * per_block;
+            let (block, _) = self.block_of(HostCluster(first))?;
+            let own = |cluster: &u64| first + *cluster == place.0;
+            let empty = (0..per_block).all(|cluster| own(&cluster) || width.get(&block.counts, cluster) == 0);
+            if empty {
+                self.drop_user(place, Place::RefcountBlock(index))?;
+                self.table[in_memory(index)] = 0;
+            }
+        }
+        Ok(())
     }
 
     /// The end of what the transaction has taken and kept, if it took anything.

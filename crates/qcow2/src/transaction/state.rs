@@ -8,7 +8,7 @@ use super::commit::Pointing;
 use super::dirty::DirtyRanges;
 use super::refcounts::Refcounts;
 use crate::entry::{Cluster, L1Entry, L2Entry};
-use crate::error::{Corruption, Error, Place};
+use crate::error::{Error, Place};
 use crate::file::ImageFile;
 use crate::header::Header;
 use crate::layer::{self, Layer};
@@ -70,6 +70,10 @@ pub(crate) struct State {
     pub(super) refcounts: Refcounts,
     /// Kept where the image has bitmaps.
     pub(super) dirty: Option<Mutex<DirtyRanges>>,
+    /// Where the compressed data ends that the next may follow.
+    pub(super) packed_to: Option<HostOffset>,
+    /// Whether a settled commit leaves nothing past the last cluster in use.
+    pub(super) cut_tail: bool,
     pub(super) phase: Phase,
 }
 
@@ -213,12 +217,15 @@ impl State {
 
     /// Counts one user less of what an entry uses.
     pub(super) fn give_up(&mut self, entry: L2Entry, origin: Origin, cluster: GuestCluster) -> Result<(), Error> {
-        let place = Place::L2Entry(self.header.cluster_bits.guest_offset(cluster));
+        let bits = self.header.cluster_bits;
+        let place = Place::L2Entry(bits.guest_offset(cluster));
         for cluster in self.clusters_of(entry, place)?.map(HostCluster) {
             match origin {
                 Origin::Committed => self.refcounts.drop_data(cluster, place)?,
                 Origin::Own | Origin::Shared => self.refcounts.drop_user(cluster, place)?,
             }
+            // Whatever takes the cluster next has it for itself.
+            self.packed_to = self.packed_to.filter(|&at| bits.host_cluster(at) != cluster);
         }
         Ok(())
     }

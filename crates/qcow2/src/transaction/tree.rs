@@ -122,7 +122,7 @@ impl State {
         Some(self.header.cluster_bits.host_cluster(table))
     }
 
-    fn drop_table(&mut self, index: u64, home: Option<HostCluster>) -> Result<(), Error> {
+    pub(super) fn drop_table(&mut self, index: u64, home: Option<HostCluster>) -> Result<(), Error> {
         let Some(home) = home else { return Ok(()) };
         self.refcounts.drop_user(home, Place::L2Table(index))?;
         if self.refcounts.count(home)? == 0 {

@@ -165,24 +165,30 @@ impl State {
 
     fn zero_clusters(&mut self, clusters: Range<u64>) -> Result<(), Error> {
         let bits = self.header().cluster_bits;
-        let entry = match (self.backing.is_some(), self.header().version) {
-            (false, _) => L2Entry::UNALLOCATED,
-            (true, Version::V3) => L2Entry::plain_zero(self.header().l2_format()),
-            (true, Version::V2) => {
+        let entry = match (self.header().version, self.backing.is_some()) {
+            (Version::V3, _) => L2Entry::plain_zero(self.header().l2_format()),
+            (Version::V2, false) => L2Entry::UNALLOCATED,
+            (Version::V2, true) => {
                 return self
                     .write_zeroes(clusters.start << bits.bits()..(clusters.end << bits.bits()).min(self.size()));
             }
         };
+        self.discard_clusters(clusters, entry)
+    }
+
+    /// Gives up the places of clusters, whose entries become `entry`; those that read as it does without it stay as they are.
+    pub(super) fn discard_clusters(&mut self, clusters: Range<u64>, entry: L2Entry) -> Result<(), Error> {
+        let bits = self.header().cluster_bits;
         let mut next = clusters.start;
         while next < clusters.end {
             let run = mapping::find(self, next << bits.bits()..(clusters.end << bits.bits()).min(self.size()))?;
-            let end = bits.clusters_for(run.range.end);
-            let reads_as_zeroes = match run.kind {
-                MappingKind::Unallocated => self.backing.is_none(),
-                MappingKind::Zero { host } => host.is_none(),
-                MappingKind::Data { .. } | MappingKind::Compressed { .. } => false,
+            let reads_alike = match run.kind {
+                MappingKind::Unallocated => entry == L2Entry::UNALLOCATED || self.backing.is_none(),
+                MappingKind::Zero { host: None } => entry != L2Entry::UNALLOCATED,
+                _ => false,
             };
-            if !reads_as_zeroes {
+            let end = bits.clusters_for(run.range.end);
+            if !reads_alike {
                 for cluster in next..end {
                     self.map(GuestCluster(cluster), entry, Origin::Committed)?;
                 }
