@@ -1,3 +1,4 @@
+use std::borrow::Cow;
 use std::fs::File;
 use std::io;
 use std::ops::Range;
@@ -180,6 +181,15 @@ impl ChainLayer {
         &self.node.filename
     }
 
+    /// The name of what the offsets of [mappings](Self::mapping) lie in, as QEMU shows it.
+    #[must_use]
+    pub fn data_filename(&self) -> Cow<'_, str> {
+        match self.content {
+            Content::Raw => self.path().to_string_lossy(),
+            Content::Qcow2(_) => Cow::Borrowed(&self.data_storage().node.filename),
+        }
+    }
+
     pub(crate) fn node(&self) -> &Node {
         &self.node
     }
@@ -242,7 +252,8 @@ impl ChainLayer {
     }
 
     /// Whether the format was guessed from the content.
-    pub(crate) fn format_probed(&self) -> bool {
+    #[must_use]
+    pub fn format_probed(&self) -> bool {
         self.format_probed
     }
 

@@ -1,7 +1,10 @@
+use std::ops::Range;
+
+use qtk_block::BlockRead;
 use qtk_qcow2::MappingKind;
 use serde_json::{Value, json};
 
-use crate::{ChainLayer, Error, Image, Run};
+use crate::{Error, Image, Run};
 
 /// One line of `qemu-img map --output=json`: a run of the disk that is stored in one way.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -74,10 +77,11 @@ impl MapEntry {
     }
 }
 
-/// How an image's whole disk is stored, as `qemu-img map --output=json` says it.
-pub fn map(image: &Image) -> Result<Vec<MapEntry>, Error> {
+/// How a range of an image's disk is stored, as `qemu-img map --output=json` says it. What lies past the disk's end is left out.
+pub fn map(image: &Image, range: Range<u64>) -> Result<Vec<MapEntry>, Error> {
+    let end = range.end.min(image.size());
     let mut entries: Vec<MapEntry> = Vec::new();
-    for run in image.runs(0..image.layers().first().map_or(0, ChainLayer::size)) {
+    for run in image.runs(range.start.min(end)..end) {
         let entry = MapEntry::new(&run?);
         if !entries.last_mut().is_some_and(|last| last.join(&entry)) {
             entries.push(entry);

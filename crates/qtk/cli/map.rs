@@ -2,6 +2,7 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use clap::Args;
+use qtk_block::BlockRead;
 use qtk_image::{Image, MapEntry, map};
 use serde_json::Value;
 
@@ -22,7 +23,7 @@ pub(crate) struct Map {
 impl Map {
     pub(crate) fn run(&self) -> anyhow::Result<ExitCode> {
         let image = guest::open(&self.image.image, &self.image.access.for_reading())?;
-        let entries = map(&image)?;
+        let entries = map(&image, 0..image.size())?;
         if self.json {
             text::print_json(&entries.iter().map(MapEntry::to_json).collect::<Value>())?;
         } else {

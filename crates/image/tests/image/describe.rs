@@ -60,7 +60,7 @@ fn maps_are_those_of_qemu_img() {
     let folder = images();
     for name in &folder.names() {
         let image = Image::open(folder.file(name), &OpenOptions::default()).unwrap();
-        let entries: Vec<Value> = map(&image).unwrap().iter().map(qtk_image::MapEntry::to_json).collect();
+        let entries: Vec<Value> = map(&image, 0..u64::MAX).unwrap().iter().map(qtk_image::MapEntry::to_json).collect();
         assert_eq!(Value::from(entries), json(&folder.qemu_img(&["map", "--output=json", name])), "{name}");
     }
 }

@@ -1,10 +1,10 @@
-//! What `qemu-img` says when something fails: every error of a library in QEMU's words.
+//! How `qemu-img` says that something failed.
 
 use std::fmt;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
-use super::NAME;
+use super::{NAME, words};
 
 /// Why a command failed, as it is told to the user.
 #[derive(Debug)]
@@ -74,20 +74,26 @@ impl From<io::Error> for Failure {
     fn from(error: io::Error) -> Self {
         match error.kind() {
             io::ErrorKind::BrokenPipe => Self::silent(1),
-            _ => Self::new(format!("standard output: {}", system(&error))),
+            _ => Self::new(format!("standard output: {}", words::system(&error))),
         }
     }
 }
 
 impl From<qtk_image::Error> for Failure {
     fn from(error: qtk_image::Error) -> Self {
-        Self::new(image(&error))
+        Self::new(words::image(&error))
+    }
+}
+
+impl From<qtk_image::SpecError> for Failure {
+    fn from(error: qtk_image::SpecError) -> Self {
+        Self::new(error.to_string())
     }
 }
 
 impl From<qtk_qcow2::Error> for Failure {
     fn from(error: qtk_qcow2::Error) -> Self {
-        Self::new(qcow2(&error))
+        Self::new(words::qcow2(&error))
     }
 }
 
@@ -104,41 +110,4 @@ pub(crate) fn warn(text: &str) {
 /// A line on standard error. With nobody to read it, it is dropped.
 pub(crate) fn say(line: &str) {
     let _ = writeln!(io::stderr(), "{line}");
-}
-
-/// What the C library says of an error of the system.
-pub(crate) fn system(error: &io::Error) -> String {
-    if let Some(inner) = error.get_ref() {
-        if let Some(inner) = inner.downcast_ref::<qtk_image::Error>() {
-            return image(inner);
-        }
-        if let Some(inner) = inner.downcast_ref::<qtk_qcow2::Error>() {
-            return qcow2(inner);
-        }
-    }
-    let text = error.to_string();
-    match error.raw_os_error() {
-        Some(code) => text.trim_end_matches(&format!(" (os error {code})")).to_owned(),
-        None => text,
-    }
-}
-
-fn image(error: &qtk_image::Error) -> String {
-    use qtk_image::Error;
-    match error {
-        Error::Io { path, source, .. } => format!("Could not open '{}': {}", path.display(), system(source)),
-        Error::Qcow2(error) => qcow2(error),
-        Error::Busy { permission, .. } => {
-            format!("Failed to get \"{permission}\" lock\nIs another process using the image?")
-        }
-        other => other.to_string(),
-    }
-}
-
-fn qcow2(error: &qtk_qcow2::Error) -> String {
-    use qtk_qcow2::{Corruption, Error};
-    match error {
-        Error::Corrupt { what: Corruption::NotQcow2, .. } => "Image is not in qcow2 format".to_owned(),
-        other => other.to_string(),
-    }
 }

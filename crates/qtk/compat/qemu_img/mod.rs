@@ -1,14 +1,20 @@
 //! qtk under the name `qemu-img`: the command line, the output and the exit codes of QEMU's tool.
 
+mod compare;
 mod create_options;
 mod getopt;
 mod help;
+mod info;
+mod json;
 mod keyval;
+mod map;
 mod message;
+mod new_qcow2;
 mod object;
 mod open;
 mod progress;
 mod size;
+mod words;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -26,7 +32,7 @@ type Outcome = Result<ExitCode, Failure>;
 type Command = (&'static str, fn(Vec<OsString>) -> Outcome);
 
 /// The commands, in alphabetical order.
-const COMMANDS: &[Command] = &[];
+const COMMANDS: &[Command] = &[("compare", compare::run), ("info", info::run), ("map", map::run)];
 
 /// Does what a command line asks for.
 pub(crate) fn run(command_line: Vec<OsString>) -> ExitCode {
@@ -49,4 +55,15 @@ fn dispatch(command_line: Vec<OsString>) -> Outcome {
         Some((_, command)) => command(arguments),
         None => Err(Failure::usage(format!("Command not found: {}", name.display()))),
     }
+}
+
+/// The only operand.
+fn operand(options: Options, otherwise: &str) -> Result<OsString, Failure> {
+    let [operand] = operands(options, otherwise)?;
+    Ok(operand)
+}
+
+/// As many operands as there must be.
+fn operands<const N: usize>(options: Options, otherwise: &str) -> Result<[OsString; N], Failure> {
+    options.operands().try_into().map_err(|_| Failure::usage(otherwise))
 }

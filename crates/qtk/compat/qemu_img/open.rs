@@ -3,10 +3,11 @@
 use std::ffi::OsStr;
 
 use qtk_block::Access;
-use qtk_image::{ChainLayer, Format, Image, OpenOptions};
+use qtk_image::{ChainLayer, Format, Image, NodeSpec, OpenOptions, OptionValue};
 
 use super::getopt::Found;
-use super::message::Failure;
+use super::keyval;
+use super::message::{self, Failure};
 use super::object;
 
 /// The options that say how images are opened. Most commands have them.
@@ -33,31 +34,73 @@ impl ImageArguments {
         Ok(())
     }
 
+    /// The node that a name stands for.
+    pub(crate) fn spec(&self, name: &OsStr) -> Result<NodeSpec, Failure> {
+        let spec = if self.image_opts {
+            if self.format.is_some() {
+                return Err(Failure::new("--image-opts and --format are mutually exclusive"));
+            }
+            NodeSpec::from_options(keyval::pairs(&name.to_string_lossy(), Some("file")))
+        } else {
+            NodeSpec::from_filename(name).map_err(|error| could_not_open(name, error.into()))?
+        };
+        Ok(match &self.format {
+            Some(format) => spec.with_driver(format),
+            None => spec,
+        })
+    }
+
     /// Opens an image and everything it lies on.
     pub(crate) fn open(&self, name: &OsStr, access: Access) -> Result<Image, Failure> {
-        let open = || Ok(Image::open(name, &self.options(access)?)?);
-        open().map_err(|failure: Failure| could_not_open(name, failure))
+        let image = open_spec(name, self.spec(name)?, self.share, access)?;
+        if access == Access::ReadWrite {
+            warn_of_guess(name, image.layers().iter().find(|layer| layer.path() == image.path()));
+        }
+        Ok(image)
     }
 
     /// Opens the topmost file of an image alone.
     pub(crate) fn open_layer(&self, name: &OsStr, access: Access) -> Result<ChainLayer, Failure> {
-        let open = || Ok(Image::open_layer(name, &self.options(access)?)?);
-        open().map_err(|failure: Failure| could_not_open(name, failure))
-    }
-
-    fn options(&self, access: Access) -> Result<OpenOptions, Failure> {
-        let format = self.format.as_deref().map(driver).transpose()?;
-        Ok(OpenOptions { format, share: self.share, access, ..OpenOptions::default() })
+        let spec = shared(self.spec(name)?, self.share);
+        let layer = Image::open_node_layer(&spec, &options(access));
+        let layer = layer.map_err(|error| could_not_open(name, error.into()))?;
+        if access == Access::ReadWrite {
+            warn_of_guess(name, Some(&layer));
+        }
+        Ok(layer)
     }
 }
 
-fn could_not_open(name: &OsStr, failure: Failure) -> Failure {
+/// Opens a node and everything it lies on.
+pub(crate) fn open_spec(name: &OsStr, spec: NodeSpec, share: bool, access: Access) -> Result<Image, Failure> {
+    let image = Image::open_node(&shared(spec, share), &options(access));
+    image.map_err(|error| could_not_open(name, error.into()))
+}
+
+/// As an option of the node, as QEMU then checks that it is only read.
+pub(crate) fn shared(spec: NodeSpec, share: bool) -> NodeSpec {
+    if share { spec.with("force-share", OptionValue::Bool(true)) } else { spec }
+}
+
+/// Names of backing files may be `json:` descriptions, as in QEMU.
+pub(crate) fn options(access: Access) -> OpenOptions {
+    OpenOptions { access, json_names: true, ..OpenOptions::default() }
+}
+
+pub(crate) fn could_not_open(name: &OsStr, failure: Failure) -> Failure {
     failure.prefix(format_args!("Could not open '{}': ", name.display()))
 }
 
-/// The format of that name.
-pub(crate) fn driver(name: &str) -> Result<Format, Failure> {
-    Format::from_name(name).ok_or_else(|| Failure::new(format!("Unknown driver '{name}'")))
+/// A raw image whose format was guessed can be made to look like another format's by its guest.
+fn warn_of_guess(name: &OsStr, layer: Option<&ChainLayer>) {
+    if layer.is_some_and(|layer| layer.format() == Format::Raw && layer.format_probed()) {
+        message::say(&format!(
+            "WARNING: Image format was not specified for '{}' and probing guessed raw.\n         \
+             Automatically detecting the format is dangerous for raw images, write operations on block 0 will be restricted.\n         \
+             Specify the 'raw' format explicitly to remove the restrictions.",
+            name.display()
+        ));
+    }
 }
 
 /// A cache mode, for `-t`. All of them read and write the same bytes, and qtk syncs what it has done in any case.

@@ -1,5 +1,8 @@
 //! Numbers as QEMU reads them.
 
+use super::NAME;
+use super::message::Failure;
+
 /// Why a text is no number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum NumberError {
@@ -45,6 +48,20 @@ pub(crate) fn size(text: &str) -> Result<u64, NumberError> {
     )]
     let part = (fraction * unit as f64).round() as u64;
     whole.checked_mul(unit).and_then(|bytes| bytes.checked_add(part)).ok_or(OutOfRange)
+}
+
+/// The size that an argument says, of what errors call `what`.
+pub(crate) fn argument(text: &str, what: &str) -> Result<u64, Failure> {
+    match size(text) {
+        Ok(bytes) if i64::try_from(bytes).is_ok() => Ok(bytes),
+        Ok(_) | Err(NumberError::OutOfRange) => {
+            Err(Failure::new(format!("Invalid {what} specified. Must be between 0 and {}.", i64::MAX)))
+        }
+        Err(NumberError::Malformed) => Err(Failure::new(format!(
+            "Invalid {what} specified. You may use k, M, G, T, P or E suffixes for\n\
+             {NAME}: kilobytes, megabytes, gigabytes, terabytes, petabytes and exabytes."
+        ))),
+    }
 }
 
 /// A number without a unit, in base 8, 10 or 16 as in C. A negative one wraps, as it does there.

@@ -1,0 +1,76 @@
+use std::ffi::OsString;
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use qtk_block::{Access, BlockRead, NoProgress};
+use qtk_image::{Comparison, compare};
+
+use super::getopt::Options;
+use super::message::Failure;
+use super::open::{ImageArguments, check_source_cache};
+use super::{Outcome, help, operands};
+
+const OPTIONS: &str = "h|help f: F: T: p q s U|force-share object: image-opts";
+
+/// The exit code where the images differ.
+const DIFFERENT: u8 = 1;
+/// The exit code where an image could not be opened.
+const NOT_OPENED: u8 = 2;
+/// The exit code where an image could not be read.
+const NOT_READ: u8 = 4;
+
+#[derive(Default)]
+struct Request {
+    first: ImageArguments,
+    /// `-F`.
+    second_format: Option<String>,
+    /// `-T`.
+    cache: Option<String>,
+    strict: bool,
+    quiet: bool,
+    progress: bool,
+}
+
+pub(crate) fn run(arguments: Vec<OsString>) -> Outcome {
+    let mut options = Options::new(arguments, OPTIONS);
+    let mut request = Request::default();
+    while let Some(found) = options.next()? {
+        match found.name {
+            "h" => return help::print(),
+            "F" => request.second_format = Some(found.text()?),
+            "T" => request.cache = Some(found.text()?),
+            "p" => request.progress = true,
+            "q" => request.quiet = true,
+            "s" => request.strict = true,
+            _ => request.first.take(found)?,
+        }
+    }
+    let [first, second] = operands(options, "Expecting two image file names")?;
+    request.run([first, second])
+}
+
+impl Request {
+    fn run(&self, names: [OsString; 2]) -> Outcome {
+        let opening = |failure: Failure| failure.code(NOT_OPENED);
+        self.cache.as_deref().map_or(Ok(()), check_source_cache).map_err(opening)?;
+        let second = ImageArguments { format: self.second_format.clone(), ..self.first.clone() };
+        let first = self.first.open(&names[0], Access::ReadOnly).map_err(opening)?;
+        let second = second.open(&names[1], Access::ReadOnly).map_err(opening)?;
+        if !self.strict && first.size() != second.size() {
+            self.say("Warning: Image size mismatch!")?;
+        }
+        let comparison = compare(&first, &second, self.strict, &NoProgress);
+        let comparison = comparison.map_err(|error| Failure::from(error).code(NOT_READ))?;
+        self.say(&match comparison {
+            Comparison::Identical => "Images are identical.".to_owned(),
+            Comparison::Different { offset } => format!("Content mismatch at offset {offset}!"),
+            Comparison::SizesDiffer => "Strict mode: Image size mismatch!".to_owned(),
+            Comparison::AllocationDiffers { offset } => format!("Strict mode: Offset {offset} block status mismatch!"),
+        })?;
+        Ok(if comparison == Comparison::Identical { ExitCode::SUCCESS } else { ExitCode::from(DIFFERENT) })
+    }
+
+    fn say(&self, line: &str) -> io::Result<()> {
+        if self.quiet { Ok(()) } else { writeln!(io::stdout(), "{line}") }
+    }
+}
