@@ -1,7 +1,7 @@
 use std::io;
 use std::path::PathBuf;
 
-use crate::SpecError;
+use crate::{Format, SpecError};
 
 /// Why something could not be done with an image. Every variant names the image and what to do next.
 #[derive(Debug, thiserror::Error)]
@@ -122,6 +122,20 @@ pub enum Error {
         path: PathBuf,
         /// The format's name.
         format: String,
+    },
+    /// A snapshot was asked for in a format that has none.
+    #[error("{}: {format} images have no snapshots", path.display())]
+    NoSnapshots {
+        /// The image.
+        path: PathBuf,
+        /// Its format.
+        format: Format,
+    },
+    /// An image does not have the snapshot that was asked for.
+    #[error("{}: it has no such snapshot; list them with `qtk info`", path.display())]
+    SnapshotNotFound {
+        /// The image.
+        path: PathBuf,
     },
     /// What was asked for does not go with the image or the other options.
     #[error("{}: {problem}", path.display())]

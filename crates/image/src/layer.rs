@@ -13,7 +13,7 @@ use crate::format::{Probe, probe};
 use crate::node::Node;
 use crate::spec::{NodeSpec, OptionValue, Options, SpecError, known};
 use crate::storage::{Host, Storage, file_child, refuse_leftover};
-use crate::{BackingPolicy, Error, Format};
+use crate::{BackingPolicy, Error, Format, SnapshotName};
 
 /// QEMU sees disks in whole sectors: a raw file of any other length reads as zeroes to the end of its last one.
 pub(crate) const SECTOR: u64 = 512;
@@ -119,6 +119,17 @@ impl ChainLayer {
         refuse_leftover(&rest, format.name())?;
         common.check(options.host.access)?;
         Ok((layer, backing))
+    }
+
+    /// Shows an internal snapshot from now on.
+    pub(crate) fn show_snapshot(&mut self, name: &SnapshotName) -> Result<(), Error> {
+        let Content::Qcow2(layer) = &self.content else {
+            return Err(Error::NoSnapshots { path: self.path().to_owned(), format: self.format() });
+        };
+        let snapshots = layer.snapshots()?;
+        let index = name.find(&snapshots).ok_or_else(|| Error::SnapshotNotFound { path: self.path().to_owned() })?;
+        self.content = Content::Qcow2(Arc::new(layer.at_snapshot(index)?.with_size(layer.header().size)));
+        Ok(())
     }
 
     fn raw(storage: Storage, options: LayerOptions<'_>) -> Result<Self, Error> {

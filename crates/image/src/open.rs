@@ -6,7 +6,7 @@ use qtk_block::Access;
 use crate::layer::{BackingSpec, Depth, LayerOptions};
 use crate::redo::{self, Leftover};
 use crate::storage::Host;
-use crate::{Chain, ChainLayer, Error, Format, NodeSpec, SpecError, name};
+use crate::{Chain, ChainLayer, Error, Format, NodeSpec, SnapshotName, SpecError, name};
 
 /// Most layers of a chain.
 const MAX_LAYERS: usize = 256;
@@ -51,11 +51,20 @@ pub struct OpenOptions {
     pub share: bool,
     /// Whether the topmost file can be changed. Those beneath are only read.
     pub access: Access,
+    /// Show the topmost file's disk as an internal snapshot has it, though in today's size, as QEMU does.
+    pub snapshot: Option<SnapshotName>,
 }
 
 impl Default for OpenOptions {
     fn default() -> Self {
-        Self { format: None, backing: BackingPolicy::Follow, json_names: false, share: false, access: Access::ReadOnly }
+        Self {
+            format: None,
+            backing: BackingPolicy::Follow,
+            json_names: false,
+            share: false,
+            access: Access::ReadOnly,
+            snapshot: None,
+        }
     }
 }
 
@@ -127,7 +136,11 @@ pub(crate) fn open_chain(
         let host = Host { access, above: &layers };
         let layer_options =
             LayerOptions { format, share: options.share, depth: Depth::Chain, policy: &options.backing, host };
-        let (layer, backing) = ChainLayer::open(spec, layer_options).map_err(|source| under(layers.last(), source))?;
+        let (mut layer, backing) =
+            ChainLayer::open(spec, layer_options).map_err(|source| under(layers.last(), source))?;
+        if let Some(snapshot) = options.snapshot.as_ref().filter(|_| depth == 0) {
+            layer.show_snapshot(snapshot)?;
+        }
         if let Some(above) = layers.last()
             && layer.format_probed()
         {

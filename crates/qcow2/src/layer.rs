@@ -101,6 +101,13 @@ impl Layer {
         Self::with_tables(self.file.clone(), self.data.clone(), header, l1)
     }
 
+    /// The same tables on a disk of another size in bytes: what they map beyond it is out of reach, and what they do not map
+    /// is unallocated.
+    #[must_use]
+    pub fn with_size(&self, size: u64) -> Self {
+        self.with_l1(Header { size, ..self.header.clone() }, self.l1.clone())
+    }
+
     fn with_tables(file: ImageFile, data: Option<ImageFile>, header: Header, l1: Vec<L1Entry>) -> Self {
         Self {
             file_size: file.storage.size(),

@@ -3,7 +3,8 @@
 use crate::common::{Folder, content};
 use qtk_block::{BlockRead, BlockWrite, NoProgress};
 use qtk_image::{
-    BackingPolicy, Error, FlattenOptions, Format, Image, NewImage, OpenOptions, Warning, create_image, flatten,
+    BackingPolicy, Error, FlattenOptions, Format, Image, NewImage, OpenOptions, SnapshotName, Warning, create_image,
+    flatten,
 };
 
 fn create(folder: &Folder, name: &str, base: &str, format: &str) {
@@ -215,4 +216,31 @@ fn a_transaction_on_an_overlay_leaves_its_base_alone() {
     assert!(std::fs::read(folder.file("base.qcow2")).unwrap() == base);
     let read_only = Image::open(folder.file("top.qcow2"), &OpenOptions::default()).unwrap();
     assert!(matches!(read_only.begin(), Err(Error::Invalid { .. })));
+}
+
+#[test]
+fn a_snapshot_shows_the_disk_as_it_was_in_todays_size() {
+    let folder = Folder::new();
+    folder.qemu_img(&["create", "-q", "-f", "qcow2", "disk.qcow2", "4M"]);
+    folder.qemu_io("disk.qcow2", &["write -P 1 3M 1M"]);
+    folder.qemu_img(&["snapshot", "-c", "one", "disk.qcow2"]);
+    folder.qemu_io("disk.qcow2", &["write -P 2 0 4M"]);
+    let open = |snapshot| {
+        Image::open(folder.file("disk.qcow2"), &OpenOptions { snapshot: Some(snapshot), ..OpenOptions::default() })
+    };
+    let exact = |id: &str, name: &str| SnapshotName::Exact { id: Some(id.into()), name: Some(name.into()) };
+    for size in ["8M", "3500k"] {
+        folder.qemu_img(&["resize", "-q", "--shrink", "disk.qcow2", size]);
+        folder.qemu_img(&["convert", "-l", "one", "-O", "raw", "disk.qcow2", "flat.raw"]);
+        let expected = std::fs::read(folder.file("flat.raw")).unwrap();
+        for name in [SnapshotName::Any("one".into()), SnapshotName::Any("1".into()), exact("1", "one")] {
+            let image = open(name).unwrap();
+            let mut content = vec![0; usize::try_from(image.size()).unwrap()];
+            image.read_at(&mut content, 0).unwrap();
+            assert!(content == expected);
+        }
+    }
+    for name in [SnapshotName::Any("two".into()), exact("1", "two"), SnapshotName::Exact { id: None, name: None }] {
+        assert!(matches!(open(name), Err(Error::SnapshotNotFound { .. })));
+    }
 }
