@@ -1,12 +1,15 @@
+use std::fs::File;
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use qtk_block::{BlockRead, HostStorage, OutputFile};
-use qtk_qcow2::{Backing, ClusterBits, CreateOptions};
+use qtk_block::{Access, BlockRead, BlockWrite, Extent, ExtentKind, HostStorage, OutputFile, RawFile};
+use qtk_qcow2::{Backing, ClusterBits, CreateOptions, Preallocation};
 
 use crate::convert::{refuse_used, storage_of};
 use crate::layer::{SECTOR, file_id};
 use crate::open::Warning;
-use crate::{BackingPolicy, Error, Format, Image, OpenOptions, name};
+use crate::{Error, Format, Image, NodeSpec, OpenOptions, name};
 
 /// What a new image is to be. At least a base or a size must be given.
 #[derive(Clone, Debug)]
@@ -18,14 +21,16 @@ pub struct NewImage {
     /// The image to lie on, as the header is to name it: a relative name starts at the new image's folder.
     pub base: Option<PathBuf>,
     /// Format of the base; found out and recorded if not given.
-    pub base_format: Option<Format>,
+    pub base_format: Option<String>,
+    /// Whether to take the base as it is named, though it may not be there. Then a size must be given.
+    pub base_unseen: bool,
     /// Cluster size in bytes; that of `qcow2` if not given.
     pub cluster_size: Option<u64>,
     /// What a qcow2 image is to be besides; its size, cluster size and backing come from the fields above. Its preallocation is
     /// a raw image's too.
     pub qcow2: CreateOptions,
-    /// Which files may be opened because the base names them.
-    pub backing: BackingPolicy,
+    /// How the base is opened.
+    pub open: OpenOptions,
 }
 
 impl Default for NewImage {
@@ -35,9 +40,10 @@ impl Default for NewImage {
             size: None,
             base: None,
             base_format: None,
+            base_unseen: false,
             cluster_size: None,
             qcow2: CreateOptions::default(),
-            backing: BackingPolicy::Follow,
+            open: OpenOptions::default(),
         }
     }
 }
@@ -46,6 +52,7 @@ impl Default for NewImage {
 #[derive(Debug)]
 pub(crate) struct Prepared {
     pub(crate) options: CreateOptions,
+    /// None for an image without a base, and for one whose base is not to be looked at.
     pub(crate) base: Option<Image>,
 }
 
@@ -53,18 +60,19 @@ impl NewImage {
     /// Opens the base, and completes the options of an image at `path`. `size` takes the place of a size that is not given.
     pub(crate) fn prepare(&self, path: &Path, size: Option<u64>) -> Result<Prepared, Error> {
         let invalid = |problem: &str| Error::Invalid { path: path.to_owned(), problem: problem.to_owned() };
-        let base = self.base.as_deref().map(|base| open_base(path, base, self)).transpose()?;
+        let seen = self.base.as_deref().filter(|_| !self.base_unseen);
+        let base = seen.map(|base| open_base(path, base, self.base_format.as_deref(), &self.open)).transpose()?;
         let size = match (self.size.or(size), &base) {
             (Some(size), _) => size,
             (None, Some(base)) => base.size(),
             (None, None) => return Err(invalid("a new image needs a size or a base")),
         };
         let size = size.checked_next_multiple_of(SECTOR).ok_or_else(|| invalid("the size is too large"))?;
-        if self.format == Format::Raw && base.is_some() {
+        if self.format == Format::Raw && self.base.is_some() {
             return Err(invalid("a raw image cannot lie on a base"));
         }
-        let backing =
-            base.as_ref().zip(self.base.as_deref()).map(|(image, base)| backing(path, base, image)).transpose()?;
+        let format = self.base_format.clone().or_else(|| Some(base.as_ref()?.format().name().to_owned()));
+        let backing = self.base.as_deref().map(|base| backing(path, base, format)).transpose()?;
         Ok(Prepared { options: CreateOptions { size, backing, ..self.create_options(path)? }, base })
     }
 
@@ -82,24 +90,27 @@ impl NewImage {
 }
 
 /// Makes an empty image, or an overlay on a base, at `path`. It appears when it is complete; what was there is replaced.
+/// On a block device, and with an external data file, what was there is overwritten.
 ///
 /// The base and everything beneath it is opened, to be sure that it can be. Returns what the user should be told.
 pub fn create_image(path: &Path, new: &NewImage) -> Result<Vec<Warning>, Error> {
     let Prepared { options, base } = new.prepare(path, None)?;
-    let _lock = refuse_used(path)?;
-    let output = OutputFile::create(path).map_err(Error::io(path, "create it"))?;
     match new.format {
-        Format::Raw => output.storage().set_size(options.size).map_err(Error::io(path, "set its size"))?,
-        Format::Qcow2 => qtk_qcow2::create(storage_of(path, &output)?, &path.to_string_lossy(), &options)?,
+        Format::Raw => create_raw(path, options.size, options.preallocation)?,
+        Format::Qcow2 => create_qcow2(path, &options)?,
     }
-    output.commit().map_err(Error::io(path, "put it in its place"))?;
     Ok(base.map_or_else(Vec::new, |base| base.warnings().to_vec()))
 }
 
-fn open_base(path: &Path, base: &Path, new: &NewImage) -> Result<Image, Error> {
-    let location = name::backing_path(path, &base.to_string_lossy())?;
-    let options = OpenOptions { format: new.base_format, backing: new.backing.clone(), ..OpenOptions::default() };
-    let image = Image::open(&location, &options)
+/// Opens the image that a new one at `path` is to lie on, as its header would name it.
+pub fn open_base(path: &Path, base: &Path, format: Option<&str>, options: &OpenOptions) -> Result<Image, Error> {
+    let named = base.to_str().filter(|name| name.starts_with("json:") && options.json_names);
+    let spec = match named {
+        Some(name) => NodeSpec::from_filename(name)?,
+        None => NodeSpec::from_path(name::backing_path(path, &base.to_string_lossy())?),
+    };
+    let spec = format.map_or_else(|| spec.clone(), |format| spec.clone().with_driver(format));
+    let image = Image::open_node(&spec, &OpenOptions { format: None, access: Access::ReadOnly, ..options.clone() })
         .map_err(|source| Error::Backing { image: path.to_owned(), source: Box::new(source) })?;
     match image.layers().iter().find(|layer| file_id(path) == Some(layer.id())) {
         Some(layer) => Err(Error::BackingLoop { image: path.to_owned(), again: layer.path().to_owned() }),
@@ -107,8 +118,108 @@ fn open_base(path: &Path, base: &Path, new: &NewImage) -> Result<Image, Error> {
     }
 }
 
-fn backing(path: &Path, base: &Path, image: &Image) -> Result<Backing, Error> {
+fn backing(path: &Path, base: &Path, format: Option<String>) -> Result<Backing, Error> {
     let problem = "the name of its base is not UTF-8; rename the base";
     let name = base.to_str().ok_or_else(|| Error::Invalid { path: path.to_owned(), problem: problem.to_owned() })?;
-    Ok(Backing { name: name.to_owned(), format: Some(image.format().name().to_owned()) })
+    Ok(Backing { name: name.to_owned(), format })
+}
+
+fn create_raw(path: &Path, size: u64, preallocation: Preallocation) -> Result<(), Error> {
+    if let Some(device) = open_device(path)? {
+        return if size <= device.size() {
+            Ok(())
+        } else {
+            Err(Error::Invalid { path: path.to_owned(), problem: "the device is smaller than the disk".to_owned() })
+        };
+    }
+    let _lock = refuse_used(path)?;
+    let output = OutputFile::create(path).map_err(Error::io(path, "create it"))?;
+    extend(path, output.storage(), size, preallocation)?;
+    output.commit().map_err(Error::io(path, "put it in its place"))
+}
+
+/// Extends a raw image to `size` and takes space for what is new.
+pub(crate) fn extend(path: &Path, file: &RawFile, size: u64, preallocation: Preallocation) -> Result<(), Error> {
+    const ZEROES: [u8; 1 << 20] = [0; 1 << 20];
+    let old_size = file.size();
+    match preallocation {
+        Preallocation::Off => file.set_size(size).map_err(Error::io(path, "set its size")),
+        Preallocation::Metadata => Err(Error::UnsupportedPreallocation { path: path.to_owned(), mode: "metadata" }),
+        Preallocation::Falloc => {
+            let reserved = HostStorage::reserve(file, old_size..size);
+            reserved.map_err(Error::io(path, "reserve space in it"))
+        }
+        Preallocation::Full => {
+            let mut at = old_size;
+            while at < size {
+                let len = usize::try_from(size - at).unwrap_or(usize::MAX).min(ZEROES.len());
+                file.write_at(&ZEROES[..len], at).map_err(Error::io(path, "write to it"))?;
+                at += len as u64;
+            }
+            Ok(())
+        }
+    }
+}
+
+fn create_qcow2(path: &Path, options: &CreateOptions) -> Result<(), Error> {
+    let name = path.to_string_lossy();
+    let data = options.data_file.as_deref().map(|name| new_data_file(path, Path::new(name))).transpose()?;
+    let data = data.map(|file| Arc::new(file) as Arc<dyn HostStorage>);
+    if let Some(device) = open_device(path)? {
+        let draft = tempfile::tempfile().and_then(RawFile::from_file);
+        let draft = Arc::new(draft.map_err(Error::io(path, "make room for its draft"))?);
+        qtk_qcow2::create_with(draft.clone(), data, &name, options)?;
+        return copy_onto(&draft, &device, path);
+    }
+    let _lock = refuse_used(path)?;
+    let output = OutputFile::create(path).map_err(Error::io(path, "create it"))?;
+    qtk_qcow2::create_with(storage_of(path, &output)?, data, &name, options)?;
+    output.commit().map_err(Error::io(path, "put it in its place"))
+}
+
+/// Makes the external data file of a new image anew, as a name from the working directory.
+fn new_data_file(image: &Path, path: &Path) -> Result<RawFile, Error> {
+    if path == image || (file_id(path).is_some() && file_id(path) == file_id(image)) {
+        let problem = "an image cannot be its own data file".to_owned();
+        return Err(Error::Invalid { path: path.to_owned(), problem });
+    }
+    if let Some(device) = open_device(path)? {
+        return Ok(device);
+    }
+    let _lock = refuse_used(path)?;
+    let file = File::options().read(true).write(true).create(true).truncate(true).open(path);
+    file.and_then(RawFile::from_file).map_err(Error::io(path, "create it"))
+}
+
+/// The block device at `path`, if it is one: that is written in place.
+fn open_device(path: &Path) -> Result<Option<RawFile>, Error> {
+    if !path.metadata().is_ok_and(|metadata| metadata.file_type().is_block_device()) {
+        return Ok(None);
+    }
+    RawFile::open(path, Access::ReadWrite).map(Some).map_err(Error::io(path, "open it for writing"))
+}
+
+/// Copies a new image onto a device, whose old content must not show through; the header last, as an image half-made is none.
+fn copy_onto(draft: &RawFile, device: &RawFile, path: &Path) -> Result<(), Error> {
+    const HEADER: u64 = 512;
+    let write_error = || Error::io(path, "write to it");
+    device.zero(0..HEADER).map_err(write_error())?;
+    let mut buf = vec![0; 1 << 20];
+    let mut at = HEADER;
+    while at < draft.size() {
+        let Extent { range, kind } = draft.extent(at..draft.size()).map_err(write_error())?;
+        let end = range.end.min(at + buf.len() as u64);
+        if kind == ExtentKind::Data {
+            let part = &mut buf[..usize::try_from(end - at).unwrap_or(usize::MAX)];
+            draft.read_at(part, at).and_then(|()| device.write_at(part, at)).map_err(write_error())?;
+            at = end;
+        } else {
+            device.zero(range.clone()).map_err(write_error())?;
+            at = range.end;
+        }
+    }
+    device.flush().map_err(write_error())?;
+    let header = &mut buf[..512];
+    draft.read_at(header, 0).and_then(|()| device.write_at(header, 0)).map_err(write_error())?;
+    device.flush().map_err(write_error())
 }

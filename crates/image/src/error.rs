@@ -151,6 +151,14 @@ pub enum Error {
         /// Size of the disk in bytes.
         size: u64,
     },
+    /// A way of taking space on the host that the format does not have.
+    #[error("{}: preallocation mode {mode} is not supported; choose another", path.display())]
+    UnsupportedPreallocation {
+        /// The image.
+        path: PathBuf,
+        /// The mode.
+        mode: &'static str,
+    },
     /// A raw image was opened without naming its format, and would become another format's file.
     #[error(
         "{}: the change would make this raw image look like {format}; name its format (--image-format raw) if that is meant",

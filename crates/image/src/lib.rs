@@ -34,7 +34,7 @@ pub use bench::{BenchOptions, bench};
 pub use chain::{Chain, Run, Runs};
 pub use compare::{Comparison, compare};
 pub use convert::{BitmapCopy, ConvertOptions, ConvertReport, ConvertWarning, Target, convert};
-pub use create::{NewImage, create_image};
+pub use create::{NewImage, create_image, open_base};
 pub use dd::{DdOptions, DdReport, dd};
 pub use error::Error;
 pub use flatten::{FlattenOptions, flatten};

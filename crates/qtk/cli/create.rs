@@ -1,9 +1,10 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::bail;
+use anyhow::{Context, bail};
 use clap::Args;
-use qtk_image::{NewImage, create_image};
+use qtk_image::{Format, NewImage, create_image};
+use qtk_qcow2::{ClusterBits, CreateOptions};
 
 use super::arguments::FormatName;
 use super::{size, text};
@@ -45,12 +46,19 @@ impl Create {
         if !self.force && self.output.metadata().is_ok_and(|metadata| metadata.len() > 0) {
             bail!("{}: exists already; choose another name, or replace it with --force", self.output.display());
         }
+        let format = self.format.into();
+        let cluster_bits = match self.cluster_size {
+            None => ClusterBits::default(),
+            Some(_) if format == Format::Raw => bail!("raw images have no clusters"),
+            Some(size) => ClusterBits::from_size(size)
+                .context("the cluster size must be a power of two from 512 bytes to 2 MiB")?,
+        };
         let new = NewImage {
-            format: self.format.into(),
+            format,
             size: self.size,
             base: self.base.clone(),
-            base_format: self.base_format.map(Into::into),
-            cluster_size: self.cluster_size,
+            base_format: self.base_format.map(|format| Format::from(format).name().to_owned()),
+            qcow2: CreateOptions { cluster_bits, ..CreateOptions::default() },
             ..NewImage::default()
         };
         for warning in create_image(&self.output, &new)? {

@@ -6,6 +6,7 @@ use qtk_image::{
     BackingPolicy, Error, FlattenOptions, Format, Image, NewImage, OpenOptions, SnapshotName, Warning, create_image,
     flatten,
 };
+use qtk_qcow2::{ClusterBits, CreateOptions};
 
 fn create(folder: &Folder, name: &str, base: &str, format: &str) {
     folder.qemu_img(&["create", "-q", "-u", "-f", "qcow2", "-b", base, "-F", format, name, "4M"]);
@@ -170,7 +171,9 @@ fn overlays_are_created_on_what_is_there() {
     std::fs::write(folder.file("base.raw"), vec![1; (5 << 20) + 100]).unwrap();
     let on = |base: &str| NewImage { base: Some(base.into()), ..NewImage::default() };
     create_image(&folder.file("sub/mid.qcow2"), &on("../base.raw")).unwrap();
-    create_image(&folder.file("top.qcow2"), &NewImage { cluster_size: Some(4096), ..on("sub/mid.qcow2") }).unwrap();
+    let cluster_bits = ClusterBits::from_size(4096).unwrap();
+    let small_clusters = CreateOptions { cluster_bits, ..CreateOptions::default() };
+    create_image(&folder.file("top.qcow2"), &NewImage { qcow2: small_clusters, ..on("sub/mid.qcow2") }).unwrap();
     create_image(&folder.file("larger.qcow2"), &NewImage { size: Some(9 << 20), ..on("top.qcow2") }).unwrap();
     create_image(
         &folder.file("empty.raw"),
@@ -189,8 +192,8 @@ fn overlays_are_created_on_what_is_there() {
     assert!(matches!(refused("new.qcow2", on("nowhere")), Error::Backing { .. }));
     assert!(matches!(refused("new.qcow2", NewImage::default()), Error::Invalid { .. }));
     assert!(matches!(refused("base.raw", on("sub/mid.qcow2")), Error::BackingLoop { .. } | Error::Busy { .. }));
-    let odd = NewImage { cluster_size: Some(5), ..on("base.raw") };
-    assert!(matches!(refused("new.qcow2", odd), Error::Invalid { .. }));
+    let odd = NewImage { qcow2: CreateOptions { refcount_bits: 5, ..CreateOptions::default() }, ..on("base.raw") };
+    assert!(matches!(refused("new.qcow2", odd), Error::Qcow2(_)));
     assert_eq!(folder.names(), before);
 }
 

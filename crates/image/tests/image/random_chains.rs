@@ -6,6 +6,7 @@ use proptest::prelude::*;
 use qtk_block::{BlockRead, BlockWrite, NoProgress};
 use qtk_image::{FlattenOptions, Format, Image, NewImage, OpenOptions, create_image, flatten};
 use qtk_qcow2::CompressionType;
+use qtk_qcow2::{ClusterBits, CreateOptions};
 
 use crate::common::{Folder, noise};
 
@@ -63,7 +64,10 @@ fn build(folder: &Folder, raw_base: bool, layers: &[Layer]) -> (PathBuf, Vec<u8>
         let new = NewImage {
             format,
             size: Some((layer.sectors * SECTOR) as u64),
-            cluster_size: (format == Format::Qcow2).then_some(1 << layer.cluster_bits),
+            qcow2: CreateOptions {
+                cluster_bits: ClusterBits::new(layer.cluster_bits).unwrap(),
+                ..CreateOptions::default()
+            },
             base,
             ..NewImage::default()
         };
