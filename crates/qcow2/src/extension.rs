@@ -117,8 +117,15 @@ pub struct BitmapsExtension {
 impl BitmapsExtension {
     /// Bytes of the extension's data.
     pub(crate) const LEN: usize = 24;
-    /// Where in the data the directory's offset lies.
-    pub(crate) const DIRECTORY_OFFSET_AT: usize = 16;
+
+    /// The extension's data.
+    pub(crate) fn encode(self) -> [u8; Self::LEN] {
+        let mut data = [0; Self::LEN];
+        data[..4].copy_from_slice(&self.count.to_be_bytes());
+        data[8..16].copy_from_slice(&self.directory_size.to_be_bytes());
+        data[16..].copy_from_slice(&self.directory_offset.to_be_bytes());
+        data
+    }
 
     pub(crate) fn decode(data: &[u8]) -> Result<Self, Corruption> {
         let malformed = |problem| Corruption::Malformed { place: Place::Extension(BITMAPS), problem };

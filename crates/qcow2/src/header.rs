@@ -349,6 +349,16 @@ impl Header {
         }
     }
 
+    /// Lets the header point to a bitmap directory, or say that there are no bitmaps.
+    pub(crate) fn set_bitmaps(&mut self, bitmaps: Option<BitmapsExtension>) {
+        self.extensions.retain(|extension| extension.magic != extension::BITMAPS);
+        self.features.autoclear &= !features::BITMAPS;
+        if let Some(bitmaps) = bitmaps {
+            self.extensions.push(Extension::new(extension::BITMAPS, bitmaps.encode().to_vec()));
+            self.features.autoclear |= features::BITMAPS;
+        }
+    }
+
     /// The header as stored: fixed part, extensions in QEMU's order, backing name. `None` if that does not fit in a cluster.
     pub(crate) fn encode(&self) -> Option<Vec<u8>> {
         let (known, unknown) = match self.version {

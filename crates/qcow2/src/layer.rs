@@ -187,7 +187,7 @@ impl Layer {
         let Some(bitmap) = bitmaps.iter().find(|bitmap| bitmap.name == name) else {
             return Err(bitmap::refused(&self.file, name, BitmapRefusal::NotFound));
         };
-        bitmap::read_contents(&self.file, &self.header, bitmap)
+        bitmap::read_contents(&self.file, self.header.cluster_bits, self.header.size, bitmap)
     }
 
     pub(crate) fn file(&self) -> &ImageFile {

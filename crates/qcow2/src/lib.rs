@@ -24,7 +24,7 @@ mod transaction;
 mod types;
 mod writer;
 
-pub use bitmap::{Bitmap, BitmapContents, BitmapRefusal};
+pub use bitmap::{Bitmap, BitmapContents, BitmapRefusal, NewBitmap};
 pub use check::{CheckFailure, CheckReport, Finding, check, check_each};
 pub use create::{Backing, CreateOptions, create, create_with};
 pub use error::{Action, Corruption, Error, Place, WriteObstacle};
@@ -34,7 +34,7 @@ pub use header::{Encryption, Header, MAGIC, MAX_BACKING_NAME, MAX_L1_SIZE, MAX_R
 pub use layer::Layer;
 pub use mapping::{Mapping, MappingKind};
 pub use qtk_block::Preallocation;
-pub use snapshot::{Snapshot, SnapshotRefusal};
+pub use snapshot::{NewSnapshot, Snapshot, SnapshotRefusal};
 pub use transaction::Transaction;
 pub use types::{ClusterBits, CompressionType, GuestCluster, GuestOffset, HostCluster, HostOffset, Version};
 pub use writer::ImageWriter;

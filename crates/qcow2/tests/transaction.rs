@@ -192,28 +192,6 @@ proptest! {
 }
 
 #[test]
-fn bitmaps_are_marked_in_use() {
-    // With 64 KiB clusters QEMU's table of feature names fills the first sector.
-    for options in ["cluster_size=4k", "cluster_size=64k"] {
-        let folder = tempfile::tempdir().unwrap();
-        qemu_img(folder.path(), &format!("create -f qcow2 -o {options} image.qcow2 1M"));
-        qemu_img(folder.path(), "bitmap --add image.qcow2 changes");
-        qemu_img(folder.path(), "bitmap --add image.qcow2 others");
-        let image = folder.path().join("image.qcow2");
-        let transaction = begin(&image, None);
-        transaction.write_at(&[1; 100], 5000).unwrap();
-        transaction.commit().unwrap();
-        assert_clean(&image);
-        let bitmaps = open(&image).bitmaps().unwrap();
-        assert!(bitmaps.len() == 2 && bitmaps.iter().all(|bitmap| bitmap.in_use));
-        let info = qemu_img(folder.path(), "info image.qcow2");
-        assert_eq!(info.matches("in-use").count(), 2, "{info}");
-        qemu_img(folder.path(), "bitmap --remove image.qcow2 changes");
-        assert_clean(&image);
-    }
-}
-
-#[test]
 fn what_we_do_not_know_is_kept_or_cleared() {
     let folder = tempfile::tempdir().unwrap();
     qemu_img(folder.path(), "create -f qcow2 -o cluster_size=4k,lazy_refcounts=on image.qcow2 1M");

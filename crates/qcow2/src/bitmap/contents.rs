@@ -32,7 +32,7 @@ impl Page {
         let mut at = from;
         while at < len {
             let byte = bytes.get(in_memory(at / 8)).copied().unwrap_or_default();
-            if at % 8 == 0 && byte == skipped {
+            if at.is_multiple_of(8) && byte == skipped {
                 at += 8;
             } else if (byte >> (at % 8) & 1 == 1) == set {
                 return at;
@@ -111,6 +111,11 @@ impl BitmapContents {
     pub(super) fn resize(&mut self, disk_size: u64) {
         self.disk_size = disk_size;
         self.trim();
+    }
+
+    /// Bytes that the bits take.
+    pub(super) fn byte_len(&self) -> u64 {
+        self.bits().div_ceil(8)
     }
 
     /// Pages that the bitmap has, with or without set bits.

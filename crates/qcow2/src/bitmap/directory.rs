@@ -127,13 +127,6 @@ impl BitmapDirectory {
         let entries = decode(&bytes, extension.count, header.cluster_bits).map_err(|what| file.corrupt(what))?;
         Ok(Some(Self { extension, bitmaps: entries.iter().map(|entry| entry.bitmap.clone()).collect(), entries }))
     }
-
-    /// The directory as stored, with every bitmap marked as no longer following the disk.
-    pub(crate) fn bytes_in_use(&self) -> Vec<u8> {
-        let mut entries = self.entries.clone();
-        entries.iter_mut().for_each(|entry| entry.bitmap.in_use = true);
-        encode(&entries)
-    }
 }
 
 fn decode(bytes: &[u8], count: u32, cluster_bits: ClusterBits) -> Result<Vec<DirectoryEntry>, Corruption> {

@@ -2,12 +2,16 @@
 
 mod contents;
 mod directory;
+mod edit;
+mod pending;
 mod read;
 
 use crate::types::HostOffset;
 
 pub use contents::BitmapContents;
-pub(crate) use directory::{BitmapDirectory, DirectoryEntry};
+pub(crate) use directory::BitmapDirectory;
+pub use edit::NewBitmap;
+pub(crate) use pending::PendingBitmaps;
 pub(crate) use read::{read_contents, refused};
 
 /// A persistent dirty bitmap, as its entry in the bitmap directory describes it.
@@ -55,6 +59,9 @@ pub enum BitmapRefusal {
     /// Its bits would take more space than QEMU reads.
     #[error("it would take too much space; give it a larger granularity")]
     TooLarge,
+    /// A disk without bytes has no bits.
+    #[error("the disk is empty")]
+    EmptyDisk,
     /// The image has as many bitmaps as QEMU reads.
     #[error("the image has too many bitmaps")]
     TooMany,

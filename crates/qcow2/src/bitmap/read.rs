@@ -1,8 +1,7 @@
 use super::{Bitmap, BitmapContents, BitmapRefusal};
 use crate::error::{Corruption, Error, Place};
 use crate::file::ImageFile;
-use crate::header::Header;
-use crate::types::HostOffset;
+use crate::types::{ClusterBits, HostOffset};
 
 const ALL_ONES: u64 = 1;
 const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
@@ -27,12 +26,12 @@ impl TableEntry {
 }
 
 /// The table of a bitmap.
-pub(super) fn read_table(file: &ImageFile, header: &Header, bitmap: &Bitmap) -> Result<Vec<TableEntry>, Error> {
+pub(super) fn read_table(file: &ImageFile, bits: ClusterBits, bitmap: &Bitmap) -> Result<Vec<TableEntry>, Error> {
     let corrupt = |problem| file.corrupt(Corruption::Bitmap { name: bitmap.name.clone(), problem });
     let words = file.read_table(Place::BitmapDirectory, bitmap.table, bitmap.table_size.into())?;
     let decode = |word| match TableEntry::decode(word) {
         None => Err(corrupt("its table has reserved bits set")),
-        Some(TableEntry::Stored(offset)) if header.cluster_bits.offset_within(offset.0) != 0 => {
+        Some(TableEntry::Stored(offset)) if bits.offset_within(offset.0) != 0 => {
             Err(corrupt("its table points into the middle of a cluster"))
         }
         Some(entry) => Ok(entry),
@@ -40,22 +39,27 @@ pub(super) fn read_table(file: &ImageFile, header: &Header, bitmap: &Bitmap) -> 
     words.into_iter().map(decode).collect()
 }
 
-/// The bits of a bitmap, which must be consistent.
-pub(crate) fn read_contents(file: &ImageFile, header: &Header, bitmap: &Bitmap) -> Result<BitmapContents, Error> {
+/// The bits of a bitmap of a disk of `disk_size` bytes. It must be consistent.
+pub(crate) fn read_contents(
+    file: &ImageFile,
+    bits: ClusterBits,
+    disk_size: u64,
+    bitmap: &Bitmap,
+) -> Result<BitmapContents, Error> {
     if bitmap.in_use {
         return Err(refused(file, &bitmap.name, BitmapRefusal::Inconsistent));
     }
-    let mut contents = BitmapContents::new(header.size, bitmap.granularity, header.cluster_bits.buffer_len());
+    let mut contents = BitmapContents::new(disk_size, bitmap.granularity, bits.buffer_len());
     if u64::from(bitmap.table_size) != contents.page_count() {
         let problem = "its table does not have the size that the disk's size asks for";
         return Err(file.corrupt(Corruption::Bitmap { name: bitmap.name.clone(), problem }));
     }
-    for (index, entry) in (0..).zip(read_table(file, header, bitmap)?) {
+    for (index, entry) in (0..).zip(read_table(file, bits, bitmap)?) {
         match entry {
             TableEntry::AllZeroes => {}
             TableEntry::AllOnes => contents.load_page(index, None),
             TableEntry::Stored(offset) => {
-                let bytes = file.read_structure(Place::BitmapDirectory, offset, header.cluster_bits.size())?;
+                let bytes = file.read_structure(Place::BitmapDirectory, offset, bits.size())?;
                 contents.load_page(index, Some(bytes));
             }
         }

@@ -1,10 +1,12 @@
 //! Internal snapshots: earlier states of the disk, each with an L1 table of its own, that share clusters with the active one.
 
+mod edit;
 mod table;
 
 use crate::types::HostOffset;
 
-pub(crate) use table::{SnapshotEntry, SnapshotTable, entry_starts, read_table};
+pub use edit::NewSnapshot;
+pub(crate) use table::{SnapshotTable, entry_starts, read_table};
 
 /// An internal snapshot, as its entry in the snapshot table describes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -60,6 +62,12 @@ pub enum SnapshotRefusal {
     /// A name is stored with a length of 16 bits.
     #[error("its name is longer than 65535 bytes")]
     NameTooLong,
+    /// Bitmaps could not tell what changes.
+    #[error("an image that has bitmaps cannot go back to a snapshot; remove its bitmaps first")]
+    Bitmaps,
+    /// It was taken in the same transaction.
+    #[error("it has not been committed yet")]
+    Uncommitted,
     /// Its disk had another size, and version 2 cannot resize a disk that has snapshots.
     #[error("its disk had another size; amend the image with compat=1.1 first")]
     Version2Resize,

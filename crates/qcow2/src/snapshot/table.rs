@@ -124,8 +124,8 @@ pub(crate) fn encode(entries: &[SnapshotEntry], disk_size: u64) -> Option<Vec<u8
 pub(crate) fn entry_starts(table: &[u8]) -> Vec<usize> {
     let mut starts = Vec::new();
     let mut at = 0;
-    // Every snapshot of a disk has an L1 table somewhere; zeroes fill the table's last cluster.
-    while let Some(rest) = table.get(at..).filter(|rest| rest.len() as u64 >= FIXED && Fields(rest).u64(0) != 0) {
+    // Entries that we store have extra data; zeroes fill the table's last cluster.
+    while let Some(rest) = table.get(at..).filter(|rest| rest.len() as u64 >= FIXED && Fields(rest).u32(36) != 0) {
         let entry = Fields(rest);
         let variable = u64::from(entry.u16(12)) + u64::from(entry.u16(14)) + u64::from(entry.u32(36));
         starts.push(at);

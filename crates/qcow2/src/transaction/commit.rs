@@ -2,7 +2,6 @@ use std::collections::BTreeMap;
 
 use super::refcounts::Refcounts;
 use super::state::State;
-use crate::bitmap::BitmapDirectory;
 use crate::entry::{L1Entry, L2Entry};
 use crate::error::{Corruption, Error, Place, WriteObstacle};
 use crate::extension;
@@ -41,7 +40,8 @@ pub(super) struct Lasting {
 impl State {
     /// Whether a commit would change nothing.
     pub(super) fn is_unchanged(&self, committed: &Header) -> bool {
-        self.metadata_is_unchanged() && self.header == *committed
+        let bitmaps_are = !self.bitmaps.is_changed() && self.dirty_ranges().is_empty();
+        self.metadata_is_unchanged() && bitmaps_are && self.header == *committed
     }
 
     fn metadata_is_unchanged(&self) -> bool {
@@ -176,18 +176,6 @@ impl State {
             header.features.autoclear &= !features::BITMAPS;
         }
         header
-    }
-
-    /// Bitmaps do not follow our writes, so a copy of their directory says that they are in use, which makes readers drop them.
-    pub(super) fn mark_bitmaps_in_use(&mut self, directory: &BitmapDirectory) -> Result<(), Error> {
-        let old = directory.extension;
-        let offset = self.store(Place::BitmapDirectory, &directory.bytes_in_use())?;
-        self.release(Place::BitmapDirectory, HostOffset(old.directory_offset), old.directory_size)?;
-        let extensions = &mut self.header.extensions;
-        if let Some(extension) = extensions.iter_mut().find(|extension| extension.magic == extension::BITMAPS) {
-            extension.data[extension::BitmapsExtension::DIRECTORY_OFFSET_AT..].copy_from_slice(&offset.0.to_be_bytes());
-        }
-        Ok(())
     }
 }
 

@@ -21,7 +21,7 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use qtk_block::{BlockRead, BlockWrite, Extent, Preallocation};
 
-use crate::bitmap::BitmapDirectory;
+use crate::bitmap::{BitmapDirectory, PendingBitmaps};
 use crate::create::Backing;
 use crate::error::Error;
 use crate::header::Header;
@@ -44,7 +44,6 @@ pub(crate) use state::State;
 /// The caller holds the image's lock. There must be one transaction on a file at a time; a second one fails in its commit.
 pub struct Transaction {
     state: RwLock<State>,
-    bitmaps: Option<BitmapDirectory>,
     /// The header as it was when the transaction began, and the cluster that holds it.
     committed: Header,
     committed_area: HeaderArea,
@@ -67,6 +66,7 @@ impl Transaction {
         let bitmaps = BitmapDirectory::read(&file, &committed)?;
         let refcount_table = counts::read_table(&file, &committed)?;
         let metadata = Metadata::collect(&layer, &refcount_table, bitmaps.as_ref())?;
+        let bitmaps = PendingBitmaps::new(bitmaps, &committed);
         let old_size = file.storage.size();
         let state = State {
             header: committed.clone(),
@@ -77,13 +77,15 @@ impl Transaction {
             frozen: BTreeMap::new(),
             pointing: BTreeMap::new(),
             refcounts: Refcounts::new(file, &committed, refcount_table, metadata),
-            dirty: bitmaps.is_some().then(Default::default),
             packed_to: None,
             cut_tail: false,
+            dirty: bitmaps.records_writes().then(Default::default),
+            snapshots: None,
+            bitmaps,
             phase: Phase::Open,
             layer,
         };
-        Ok(Self { state: RwLock::new(state), bitmaps, committed, committed_area, old_size })
+        Ok(Self { state: RwLock::new(state), committed, committed_area, old_size })
     }
 
     /// Changes the image's metadata. If `change` fails, the transaction can only be rolled back.
@@ -111,6 +113,11 @@ impl Transaction {
     /// Gives up all guest data, so that the whole disk reads through to the backing, and zeroes where there is none.
     pub fn clear(&self) -> Result<(), Error> {
         self.change(State::clear)
+    }
+
+    /// What `look` sees in the transaction's state.
+    pub(crate) fn view<T>(&self, look: impl FnOnce(&State) -> T) -> T {
+        look(&self.read_state())
     }
 
     /// Makes the changes permanent: when this returns, they are on stable storage.
@@ -159,9 +166,7 @@ impl Transaction {
     }
 
     fn prepare(&self, state: &mut State, settle: bool) -> Result<Prepared, Error> {
-        if let Some(bitmaps) = self.bitmaps.as_ref().filter(|_| !state.tables.is_empty()) {
-            state.mark_bitmaps_in_use(bitmaps)?;
-        }
+        state.write_bitmaps()?;
         let prepared = state.write_metadata(settle)?;
         state.file().sync()?;
         if !self.committed_area.is_current(state.file())? {

@@ -64,11 +64,22 @@ impl State {
         first..first + bits.clusters_for(len)
     }
 
-    /// The guest ranges that have changed since the transaction began, joined and in order; kept where the image has bitmaps.
+    /// Whether the structure at `offset` waits for the commit, so that it cannot be read from the file.
+    pub(crate) fn is_pending(&self, offset: HostOffset) -> bool {
+        self.pointing.contains_key(&self.header.cluster_bits.host_cluster(offset))
+    }
+
+    /// The guest ranges that have changed since they were last taken, joined and in order; kept while bitmaps record writes.
     pub(crate) fn dirty_ranges(&self) -> Vec<Range<u64>> {
-        self.dirty
-            .as_ref()
-            .map_or_else(Vec::new, |dirty| dirty.lock().unwrap_or_else(PoisonError::into_inner).iter().collect())
+        let dirty = self.dirty.as_ref().map(|dirty| dirty.lock().unwrap_or_else(PoisonError::into_inner));
+        dirty.map_or_else(Vec::new, |dirty| dirty.iter().collect())
+    }
+
+    /// Takes the ranges that have changed so far, and from here on keeps them or not.
+    pub(crate) fn take_dirty_ranges(&mut self, keep: bool) -> Vec<Range<u64>> {
+        let dirty = self.dirty_ranges();
+        self.dirty = keep.then(Default::default);
+        dirty
     }
 
     /// How many users a cluster has.

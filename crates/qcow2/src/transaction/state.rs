@@ -7,12 +7,14 @@ use qtk_block::{BlockRead, Extent, ExtentKind, read_padded};
 use super::commit::Pointing;
 use super::dirty::DirtyRanges;
 use super::refcounts::Refcounts;
+use crate::bitmap::PendingBitmaps;
 use crate::entry::{Cluster, L1Entry, L2Entry};
 use crate::error::{Error, Place};
 use crate::file::ImageFile;
 use crate::header::Header;
 use crate::layer::{self, Layer};
 use crate::mapping::{self, L2Tables, MappingKind};
+use crate::snapshot::SnapshotTable;
 use crate::types::{GuestCluster, HostCluster, HostOffset, in_memory};
 
 /// An L2 table that the transaction has changed.
@@ -68,7 +70,10 @@ pub(crate) struct State {
     /// Structures that hold offsets of others, by their place.
     pub(super) pointing: BTreeMap<HostCluster, Pointing>,
     pub(super) refcounts: Refcounts,
-    /// Kept where the image has bitmaps.
+    /// The snapshot table, once it was read, and its length in bytes where it lies now.
+    pub(crate) snapshots: Option<(SnapshotTable, u64)>,
+    pub(crate) bitmaps: PendingBitmaps,
+    /// Kept while some bitmap records writes.
     pub(super) dirty: Option<Mutex<DirtyRanges>>,
     /// Where the compressed data ends that the next may follow.
     pub(super) packed_to: Option<HostOffset>,
