@@ -1,3 +1,5 @@
+use std::ops::Range;
+
 use crate::file::{table_bytes, words};
 use crate::types::{ClusterBits, HostOffset};
 
@@ -194,6 +196,22 @@ impl L2Entry {
         (kind, (like >> first).trailing_ones().min(L2Format::SUBCLUSTERS - first))
     }
 
+    /// The same entry with some subclusters in another state; for extended entries that are not compressed.
+    pub(crate) fn with_subclusters(self, range: Range<u32>, state: Subcluster) -> Self {
+        let mask = range.fold(0, |mask, index| mask | 1_u64 << index);
+        let (data, zero) = match state {
+            Subcluster::Unallocated => (0, 0),
+            Subcluster::Zero => (0, mask),
+            Subcluster::Data => (mask, 0),
+        };
+        Self { subclusters: self.subclusters & !(mask | mask << 32) | data | zero << 32, ..self }
+    }
+
+    /// Whether all of the cluster is in its place in the file; for entries that are not compressed.
+    pub(crate) fn is_all_data(self, format: L2Format) -> bool {
+        !format.extended || self.subclusters == Self::ALL_DATA
+    }
+
     /// Why the subclusters' states contradict each other or the entry, if they do; for extended entries that are not compressed.
     pub(crate) fn contradiction(self, cluster: Cluster) -> Option<&'static str> {
         let (data, zero) = (self.subclusters & Self::ALL_DATA, self.subclusters >> 32);
@@ -251,6 +269,19 @@ mod tests {
         let first = L2Entry { word: COPIED, subclusters: 0 };
         assert_eq!(first.decode(format(16)), Cluster::Unallocated);
         assert_eq!(first.decode(L2Format { data_file: true, ..format(16) }), Cluster::Data { host: HostOffset(0) });
+    }
+
+    #[test]
+    fn subclusters_change_alone() {
+        let extended = L2Format { extended: true, ..format(16) };
+        let entry = L2Entry::owned(HostOffset(0x5_0000), extended).with_subclusters(3..6, Subcluster::Zero);
+        assert!(!entry.is_all_data(extended));
+        assert_eq!(entry.subclusters(0), (Subcluster::Data, 3));
+        assert_eq!(entry.subclusters(3), (Subcluster::Zero, 3));
+        let entry = entry.with_subclusters(4..5, Subcluster::Unallocated).with_subclusters(31..32, Subcluster::Zero);
+        assert_eq!(entry.subclusters(4), (Subcluster::Unallocated, 1));
+        assert_eq!(entry.subclusters(31), (Subcluster::Zero, 1));
+        assert!(entry.with_subclusters(0..32, Subcluster::Data).is_all_data(extended));
     }
 
     #[test]

@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use proptest::prelude::*;
-use qtk_block::{Access, BlockRead, BlockWrite, RawFile};
-use qtk_qcow2::{Backing, ClusterBits, CreateOptions, Error, Transaction, Version, create};
+use qtk_block::{Access, BlockRead, BlockWrite, Preallocation, RawFile};
+use qtk_qcow2::{Backing, ClusterBits, CreateOptions, Error, GuestCluster, Transaction, Version, codec, create};
 use support::{assert_clean, mixed_disk, noise, open, qemu_img, qemu_io, qemu_read, read_all, storage};
 
 #[derive(Clone, Debug)]
@@ -18,7 +18,10 @@ enum Operation {
     Write { range: Range<u64>, seed: u64 },
     Zero(Range<u64>),
     Discard(Range<u64>),
+    Resize(u64),
+    Compress { cluster: u64, seed: u64 },
     Commit,
+    CommitSettled,
     RollBack,
 }
 
@@ -55,8 +58,20 @@ impl Subject {
                 // What a discarded range reads as is not specified, but it must stay so.
                 self.transaction.read_at(&mut self.pending[span(range)], range.start).unwrap();
             }
-            Operation::Commit => {
-                self.transaction.commit().unwrap();
+            Operation::Resize(size) => {
+                self.transaction.resize(*size, Preallocation::Off).unwrap();
+                let kept = self.pending.len().min(usize::try_from(*size).unwrap());
+                self.pending.resize(usize::try_from(*size).unwrap(), 0);
+                let mut now = read_all(&self.transaction);
+                assert!(now[..kept] == self.pending[..kept] && now[kept..].iter().all(|&byte| byte == 0));
+                std::mem::swap(&mut self.pending, &mut now);
+            }
+            Operation::Compress { cluster, seed } => self.compress(*cluster, *seed),
+            Operation::Commit | Operation::CommitSettled => {
+                match operation {
+                    Operation::Commit => self.transaction.commit().unwrap(),
+                    _ => self.transaction.commit_settled().unwrap(),
+                }
                 self.assert_reads_pending();
                 self.committed.clone_from(&self.pending);
                 self.reopen();
@@ -65,6 +80,24 @@ impl Subject {
                 self.pending.clone_from(&self.committed);
                 self.reopen();
             }
+        }
+    }
+
+    /// Writes a compressed cluster, if the disk reaches as far.
+    fn compress(&mut self, cluster: u64, seed: u64) {
+        let layer = open(&self.image);
+        let len = usize::try_from(layer.cluster_size()).unwrap();
+        let start = usize::try_from(cluster).unwrap() * len;
+        if start >= self.pending.len() {
+            return;
+        }
+        let content = [noise(seed, len / 4), vec![0; len - len / 4]].concat();
+        let mut compressed = vec![0; len];
+        let mut compressor = codec::Compressor::new(layer.compression(), None).unwrap();
+        if let Some(used) = compressor.compress(&content, &mut compressed).unwrap() {
+            self.transaction.write_compressed(GuestCluster(cluster), &compressed[..used]).unwrap();
+            let end = self.pending.len().min(start + len);
+            self.pending[start..end].copy_from_slice(&content[..end - start]);
         }
     }
 
@@ -115,9 +148,19 @@ fn operations(size: u64, cluster: u64) -> impl Strategy<Value = Vec<Operation>> 
         2 => ranges(size, cluster).prop_map(Operation::Zero),
         2 => ranges(size, cluster).prop_map(Operation::Discard),
         1 => Just(Operation::Commit),
+        1 => Just(Operation::CommitSettled),
         1 => Just(Operation::RollBack),
     ];
     proptest::collection::vec(operation, 1..24)
+}
+
+/// Those, compressed clusters, and resizing at the end, which would make other ranges invalid.
+fn more_operations(size: u64, cluster: u64) -> impl Strategy<Value = Vec<Operation>> {
+    let compress = (0..size / cluster, any::<u64>()).prop_map(|(cluster, seed)| Operation::Compress { cluster, seed });
+    let sizes = prop_oneof![0..size / 512, 0..size / 256].prop_map(|sectors| sectors * 512);
+    let resizes = proptest::collection::vec(sizes.prop_map(Operation::Resize), 0..3);
+    (operations(size, cluster), proptest::collection::vec(compress, 0..6), resizes)
+        .prop_map(|(operations, compressed, resizes)| [compressed, operations, resizes].concat())
 }
 
 fn play(mut subject: Subject, operations: &[Operation]) {
@@ -139,7 +182,7 @@ proptest! {
     #[test]
     fn images_of_our_own(
         (bits, operations) in prop_oneof![Just(9), Just(10), Just(12), Just(16), Just(21)]
-            .prop_flat_map(|bits: u32| (Just(bits), operations(size_of(bits), 1 << bits.min(16)))),
+            .prop_flat_map(|bits: u32| (Just(bits), more_operations(size_of(bits), 1 << bits.min(16)))),
         order in 0..=6_u32,
         v2 in any::<bool>(),
         backed in any::<bool>(),
@@ -159,6 +202,64 @@ proptest! {
         let image = folder.path().join("image.qcow2");
         create(new_file(&image), "image", &options).unwrap();
         play(Subject::new(image, backing), &operations);
+    }
+
+    #[test]
+    fn images_with_subclusters(
+        (bits, operations) in prop_oneof![Just(14), Just(16)]
+            .prop_flat_map(|bits: u32| (Just(bits), more_operations(size_of(bits), 1 << (bits - 5)))),
+        backed in any::<bool>(),
+        snapshot in any::<bool>(),
+    ) {
+        let folder = tempfile::tempdir().unwrap();
+        let size = size_of(bits);
+        let backing = backed.then(|| mixed_disk(&folder.path().join("base.raw"), usize::try_from(size * 3 / 4).unwrap() & !511, 3000));
+        let with_backing = if backed { " -b base.raw -F raw" } else { "" };
+        let options = format!("extended_l2=on,cluster_size={}", 1 << bits);
+        qemu_img(folder.path(), &format!("create -f qcow2 -o {options}{with_backing} image.qcow2 {size}"));
+        qemu_io(folder.path(), "image.qcow2", &["write -P 3 3000 5000", "write -z 70000 9000", "write -P 5 150000 40000"]);
+        if snapshot {
+            qemu_img(folder.path(), "snapshot -c one image.qcow2");
+            qemu_io(folder.path(), "image.qcow2", &["write -P 9 2000 3000"]);
+        }
+        play(Subject::new(folder.path().join("image.qcow2"), backing), &operations);
+    }
+
+    #[test]
+    fn images_with_a_data_file(
+        (bits, operations) in prop_oneof![Just(12), Just(16)]
+            .prop_flat_map(|bits: u32| (Just(bits), operations(size_of(bits), 1 << bits))),
+        raw in any::<bool>(),
+        extended in any::<bool>(),
+        backed in any::<bool>(),
+        resizes in proptest::collection::vec((0..200_u64).prop_map(|sectors| Operation::Resize(sectors * 512)), 0..3),
+    ) {
+        let folder = tempfile::tempdir().unwrap();
+        let bits = if extended { 16 } else { bits };
+        let size = size_of(bits);
+        let backed = backed && !raw;
+        let backing = backed.then(|| mixed_disk(&folder.path().join("base.raw"), usize::try_from(size / 2).unwrap() & !511, 3000));
+        let with_backing = if backed { " -b base.raw -F raw" } else { "" };
+        let on = |flag: bool| if flag { "on" } else { "off" };
+        let options = format!(
+            "data_file={},data_file_raw={},extended_l2={},cluster_size={}", folder.path().join("data.raw").display(), on(raw), on(extended), 1 << bits
+        );
+        qemu_img(folder.path(), &format!("create -f qcow2 -o {options}{with_backing} image.qcow2 {size}"));
+        qemu_io(folder.path(), "image.qcow2", &["write -P 3 3000 5000", "write -z 70000 9000"]);
+        // What is written to a data file is written.
+        let operations: Vec<_> = operations.into_iter().chain(resizes)
+            .filter(|operation| !matches!(operation, Operation::RollBack)).collect();
+        let image = folder.path().join("image.qcow2");
+        let mut subject = Subject::new(image.clone(), backing);
+        for operation in &operations {
+            subject.apply(operation);
+        }
+        subject.apply(&Operation::Commit);
+        if raw {
+            let size = usize::try_from(open(&image).header().size).unwrap();
+            let data = std::fs::read(folder.path().join("data.raw")).unwrap();
+            prop_assert!(data[..size] == subject.committed[..]);
+        }
     }
 
     #[test]

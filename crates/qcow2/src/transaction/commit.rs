@@ -205,9 +205,6 @@ impl Pointing {
 /// Refuses what must not be written, saying why.
 pub(super) fn check_writable(layer: &crate::Layer, has_backing: bool) -> Result<(), Error> {
     let header = layer.header();
-    if header.extended_l2() || header.has_data_file() {
-        return Err(layer.file().unsupported("writing subclusters or an external data file"));
-    }
     layer.data_file()?;
     let incompatible = header.features.incompatible;
     let obstacle = if incompatible & features::CORRUPT != 0 {

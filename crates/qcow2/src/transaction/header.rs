@@ -135,7 +135,10 @@ fn detour(committed: &HeaderArea, area: &HeaderArea) -> Option<HeaderArea> {
     let skip_data = fixed.len() + 8;
     let skipped = u32::try_from(free.checked_sub(skip_data)?).ok()?;
     let mut bytes = committed.0.clone();
-    let mut put = |at: usize, part: &[u8]| Some(bytes.get_mut(at..at.checked_add(part.len())?)?.copy_from_slice(part));
+    let mut put = |at: usize, part: &[u8]| {
+        bytes.get_mut(at..at.checked_add(part.len())?)?.copy_from_slice(part);
+        Some(())
+    };
     put(0, &[0; SECTOR])?;
     put(0, fixed)?;
     put(fixed.len(), &extension::SKIP.to_be_bytes())?;

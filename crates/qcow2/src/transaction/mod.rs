@@ -11,6 +11,7 @@ mod primitives;
 mod refcounts;
 mod resize;
 mod state;
+mod subclusters;
 mod tree;
 mod write;
 
@@ -77,6 +78,8 @@ impl Transaction {
             frozen: BTreeMap::new(),
             pointing: BTreeMap::new(),
             refcounts: Refcounts::new(file, &committed, refcount_table, metadata),
+            forgotten_data: Vec::new(),
+            data_end: None,
             packed_to: None,
             cut_tail: false,
             dirty: bitmaps.records_writes().then(Default::default),
@@ -157,17 +160,15 @@ impl Transaction {
             replace_header(&file, &area, &header, &settled)?;
             file.set_size(state.settled_end(self.old_size)?.min(file.storage.size()))?;
         }
-        let bits = state.header.cluster_bits.bits();
-        for run in state.refcounts.freed_runs() {
-            // Only a hint: the clusters are free whether their space is returned to the host or not.
-            let _ = file.storage.discard(run.start << bits..run.end << bits);
-        }
-        Ok(())
+        let_go(&mut state)
     }
 
     fn prepare(&self, state: &mut State, settle: bool) -> Result<Prepared, Error> {
         state.write_bitmaps()?;
         let prepared = state.write_metadata(settle)?;
+        if state.header().has_data_file() {
+            state.layer.data_file()?.sync()?;
+        }
         state.file().sync()?;
         if !self.committed_area.is_current(state.file())? {
             return Err(Error::ChangedMeanwhile { image: state.file().name.to_string() });
@@ -203,6 +204,26 @@ impl Transaction {
     fn write_state(&self) -> Result<RwLockWriteGuard<'_, State>, Error> {
         let state = self.state.write().unwrap_or_else(PoisonError::into_inner);
         if state.phase != Phase::Open { Err(over(&state)) } else { Ok(state) }
+    }
+}
+
+/// Gives the space of what the commit has left unused back to the host.
+fn let_go(state: &mut State) -> Result<(), Error> {
+    let bits = state.header.cluster_bits.bits();
+    for run in state.refcounts.freed_runs() {
+        // Only a hint: the clusters are free whether their space is returned to the host or not.
+        let _ = state.file().storage.discard(run.start << bits..run.end << bits);
+    }
+    if !state.header.has_data_file() {
+        return Ok(());
+    }
+    let data = state.layer.data_file()?;
+    for range in state.unused_data()? {
+        let _ = data.storage.discard(range);
+    }
+    match state.data_end.filter(|&end| end < data.storage.size()) {
+        Some(end) => data.set_size(end),
+        None => Ok(()),
     }
 }
 

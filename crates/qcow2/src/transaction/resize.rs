@@ -17,12 +17,28 @@ impl State {
     pub(crate) fn resize(&mut self, size: u64, preallocation: Preallocation) -> Result<(), Error> {
         let old = self.size();
         if size < old {
-            self.shrink(size)
+            self.shrink(size)?;
         } else {
+            // The entries of a raw data file's clusters say that they are there.
+            let least = if self.header.data_file_raw() { Preallocation::Metadata } else { Preallocation::Off };
             self.grow(size)?;
             self.zero_added(old..size)?;
-            self.preallocate(old..size, preallocation)
+            self.preallocate(old..size, if preallocation == Preallocation::Off { least } else { preallocation })?;
         }
+        self.resize_data_file(size, size < old)
+    }
+
+    /// A data file grows with the disk at once, and shrinks with it after the commit.
+    fn resize_data_file(&mut self, size: u64, shrinks: bool) -> Result<(), Error> {
+        if !self.header.has_data_file() {
+            return Ok(());
+        }
+        let data = self.layer.data_file()?;
+        if data.storage.size() < size {
+            data.set_size(size)?;
+        }
+        self.data_end = shrinks.then_some(size);
+        Ok(())
     }
 
     fn shrink(&mut self, size: u64) -> Result<(), Error> {
@@ -96,7 +112,7 @@ impl State {
         let (bits, format) = (self.header.cluster_bits, self.header.l2_format());
         let per_table = self.header.l2_entries();
         let in_table = wanted.end.min((wanted.start / per_table + 1) * per_table);
-        let taken = self.refcounts.allocate(in_table - wanted.start)?;
+        let taken = self.take_for_guest(wanted.start..in_table)?;
         let host = taken.start << bits.bits()..taken.end << bits.bits();
         self.make_zeroes(host.clone(), preallocation)
             .map_err(|source| self.file().io(Action::Write, host.start, host.end - host.start, source))?;
@@ -110,7 +126,7 @@ impl State {
 
     /// Makes a part of the file read as zeroes and take the space that `preallocation` says.
     fn make_zeroes(&self, host: Range<u64>, preallocation: Preallocation) -> io::Result<()> {
-        let storage = self.layer.storage();
+        let storage = self.layer.data_storage().map_err(io::Error::from)?;
         // Clusters that were used before hold what they held.
         let used = host.start..host.end.min(storage.size());
         if !used.is_empty() {

@@ -75,6 +75,10 @@ pub(crate) struct State {
     pub(crate) bitmaps: PendingBitmaps,
     /// Kept while some bitmap records writes.
     pub(super) dirty: Option<Mutex<DirtyRanges>>,
+    /// Ranges of a data file that the commit leaves unused.
+    pub(super) forgotten_data: Vec<Range<u64>>,
+    /// Where a data file ends after the commit, at the latest.
+    pub(super) data_end: Option<u64>,
     /// Where the compressed data ends that the next may follow.
     pub(super) packed_to: Option<HostOffset>,
     /// Whether a settled commit leaves nothing past the last cluster in use.
@@ -179,10 +183,17 @@ impl State {
         let bits = self.header().cluster_bits;
         let first = GuestCluster(range.start >> bits.bits());
         let (l1_index, index) = slot(self.header(), first);
-        let table = self.tables.get(&l1_index)?;
-        let host_of = |index: usize| match table.entries.get(index)?.decode(self.header().l2_format()) {
-            Cluster::Data { host } if *table.origins.get(index)? == Origin::Own => Some(host),
-            _ => None,
+        let pending = self.tables.get(&l1_index);
+        let entries = match pending {
+            Some(table) => &table.entries,
+            None if self.header.has_data_file() => self.l2_table(l1_index).ok()??,
+            None => return None,
+        };
+        let origin_of =
+            |index: usize| pending.map_or(Some(Origin::Committed), |table| table.origins.get(index).copied());
+        let host_of = |index: usize| {
+            let entry = *entries.get(index)?;
+            self.place_to_write(entry, origin_of(index)?).filter(|_| entry.is_all_data(self.header.l2_format()))
         };
         let host = host_of(index)?;
         let wanted = bits.clusters_for(range.end) - first.0;
@@ -192,6 +203,18 @@ impl State {
             + 1;
         let len = range.end.min((first.0 + clusters) << bits.bits()) - range.start;
         Some((host.plus(bits.offset_within(range.start)), len))
+    }
+
+    /// Where a cluster lies that may be written in place: its place is not the committed state's, or has always been outside of
+    /// the image.
+    pub(super) fn place_to_write(&self, entry: L2Entry, origin: Origin) -> Option<HostOffset> {
+        let format = self.header.l2_format();
+        match entry.decode(format) {
+            Cluster::Data { host } if origin == Origin::Own || format.data_file => {
+                Some(host).filter(|host| format.cluster_bits.offset_within(host.0) == 0)
+            }
+            _ => None,
+        }
     }
 
     /// The L2 table of `l1_index` to change.

@@ -1,13 +1,13 @@
 use std::ops::Range;
 
 use super::state::{Origin, State, slot};
-use crate::entry::{Cluster, L2Entry};
-use crate::error::Error;
+use crate::entry::L2Entry;
+use crate::error::{Action, Error};
 use crate::mapping::{self, L2Tables, MappingKind};
 use crate::types::{GuestCluster, HostCluster, HostOffset, Version, in_memory};
 
 impl State {
-    /// Writes as much from the front of `buf` as lies in clusters that the transaction already took; returns how much.
+    /// Writes as much from the front of `buf` as lies in clusters that may be written in place; returns how much.
     pub(super) fn write_in_place(&self, buf: &[u8], offset: u64) -> Result<usize, Error> {
         let mut done = 0;
         self.touch(offset..offset + buf.len() as u64);
@@ -16,7 +16,7 @@ impl State {
             let Some((host, len)) = self.fresh_run(at..at + rest.len() as u64) else {
                 break;
             };
-            self.file().write(&rest[..in_memory(len)], host)?;
+            self.layer.data_file()?.write(&rest[..in_memory(len)], host)?;
             done += in_memory(len);
         }
         Ok(done)
@@ -26,25 +26,41 @@ impl State {
         let mut done = 0;
         while done < buf.len() {
             done += self.write_in_place(&buf[done..], offset + done as u64)?;
-            if done < buf.len() {
-                done += self.write_new(&buf[done..], offset + done as u64)?;
+            let (rest, at) = (&buf[done..], offset + done as u64);
+            if rest.is_empty() {
+                break;
             }
+            done += match self.whole_clusters_of(rest, at) {
+                Some(whole) => self.write_new(whole, at)?,
+                None => self.write_subclusters(rest, at)?,
+            };
         }
         Ok(())
+    }
+
+    /// What to write to new clusters of its own: all of it, but only whole clusters where they can be written in parts.
+    fn whole_clusters_of<'a>(&self, buf: &'a [u8], offset: u64) -> Option<&'a [u8]> {
+        let format = self.header().l2_format();
+        if !format.extended {
+            return Some(buf);
+        }
+        let bits = format.cluster_bits;
+        let whole = buf.len() - buf.len() % bits.buffer_len();
+        (bits.offset_within(offset) == 0 && whole > 0).then(|| &buf[..whole])
     }
 
     /// Writes the front of `buf` to newly taken clusters, as many as there are in one piece; returns how much.
     fn write_new(&mut self, buf: &[u8], offset: u64) -> Result<usize, Error> {
         let bits = self.header().cluster_bits;
         let wanted = self.stale_run(offset..offset + buf.len() as u64)?;
-        let taken = self.refcounts.allocate(wanted.end - wanted.start)?;
+        let taken = self.take_for_guest(wanted.clone())?;
         let guest_end = wanted.start + (taken.end - taken.start);
         let len = (guest_end << bits.bits()).min(offset + buf.len() as u64) - offset;
         let host = bits.host_offset(HostCluster(taken.start));
         let buf = &buf[..in_memory(len)];
         if let Err(error) = self.fill_clusters(buf, offset, host) {
             // Nothing maps them yet, so the transaction can go on as if it had not tried.
-            self.refcounts.give_back(taken)?;
+            self.give_back(taken)?;
             return Err(error);
         }
         let format = self.header().l2_format();
@@ -54,20 +70,31 @@ impl State {
         Ok(buf.len())
     }
 
+    /// Takes clusters for the front of a run of the guest's, all in one piece. In a data file each has its place.
+    pub(super) fn take_for_guest(&mut self, wanted: Range<u64>) -> Result<Range<u64>, Error> {
+        if self.header().has_data_file() { Ok(wanted) } else { self.refcounts.allocate(wanted.end - wanted.start) }
+    }
+
+    pub(super) fn give_back(&mut self, taken: Range<u64>) -> Result<(), Error> {
+        if self.header().has_data_file() { Ok(()) } else { self.refcounts.give_back(taken) }
+    }
+
     /// The guest clusters from the range's start on that must move before they are written, within one L2 table.
     fn stale_run(&mut self, range: Range<u64>) -> Result<Range<u64>, Error> {
         let bits = self.header().cluster_bits;
         let first = range.start >> bits.bits();
         let (l1_index, index) = slot(self.header(), GuestCluster(first));
         let wanted = in_memory(bits.clusters_for(range.end) - first);
-        let format = self.header().l2_format();
-        let table = self.table_mut(l1_index)?;
-        let clusters = table.entries.iter().zip(&table.origins).skip(index).take(wanted);
-        let in_place = |entry: &L2Entry, origin: &Origin| {
-            *origin == Origin::Own && matches!(entry.decode(format), Cluster::Data { .. })
+        self.table_mut(l1_index)?;
+        let Some(table) = self.tables.get(&l1_index) else {
+            return Ok(first..first + 1);
         };
-        let run = clusters.take_while(|(entry, origin)| !in_place(entry, origin)).count() as u64;
-        Ok(first..first + run.max(1))
+        let format = self.header().l2_format();
+        let clusters = table.entries.iter().zip(&table.origins).skip(index).take(wanted);
+        let stale = clusters.take_while(|&(&entry, &origin)| {
+            self.place_to_write(entry, origin).is_none() || !entry.is_all_data(format)
+        });
+        Ok(first..first + (stale.count() as u64).max(1))
     }
 
     /// Writes whole clusters at `host`: `buf`, and around it what the guest's clusters held so far.
@@ -87,7 +114,7 @@ impl State {
         }
         let middle_at = host.plus((before + head.len()) as u64);
         if !middle.is_empty() {
-            self.file().write(middle, middle_at)?;
+            self.layer.data_file()?.write(middle, middle_at)?;
         }
         if !tail.is_empty() {
             let tail_offset = end - tail.len() as u64;
@@ -96,8 +123,8 @@ impl State {
         Ok(())
     }
 
-    /// Writes one cluster at `host`: `before` bytes that the guest's cluster held, `buf`, and `after` bytes of the old again.
-    fn fill_cluster(
+    /// Writes (sub)clusters at `host`: `before` bytes that the guest's disk held there, `buf`, and `after` bytes of the old again.
+    pub(super) fn fill_cluster(
         &self,
         buf: &[u8],
         offset: u64,
@@ -111,23 +138,24 @@ impl State {
         middle.copy_from_slice(buf);
         self.read(head, offset - before as u64)?;
         let end = offset + buf.len() as u64;
-        let on_disk = tail.len().min(in_memory(self.size() - end));
+        let on_disk = tail.len().min(in_memory(self.size().saturating_sub(end)));
         self.read(&mut tail[..on_disk], end)?;
-        self.file().write(&cluster, host)
+        self.layer.data_file()?.write(&cluster, host)
     }
 
     /// Makes a range read as zeroes; whole clusters lose their place in the file.
     pub(super) fn zero(&mut self, range: Range<u64>) -> Result<(), Error> {
         self.touch(range.clone());
+        self.zero_raw_data(&range)?;
         let whole = self.whole_clusters(&range);
         if whole.is_empty() {
-            return self.write_zeroes(range);
+            return self.zero_parts(range);
         }
         let bits = self.header().cluster_bits;
         let (start, end) = (whole.start << bits.bits(), (whole.end << bits.bits()).min(self.size()));
-        self.write_zeroes(range.start..start)?;
+        self.zero_parts(range.start..start)?;
         self.zero_clusters(whole)?;
-        self.write_zeroes(end.min(range.end)..range.end)
+        self.zero_parts(end.min(range.end)..range.end)
     }
 
     /// Gives up the whole clusters in a range, which then read as zeroes; where that would need space, does nothing.
@@ -136,8 +164,44 @@ impl State {
         if self.backing.is_some() && self.header().version < Version::V3 {
             return Ok(());
         }
+        let bits = self.header().cluster_bits;
         let whole = self.whole_clusters(&range);
+        self.zero_raw_data(&(whole.start << bits.bits()..(whole.end << bits.bits()).min(range.end)))?;
         self.zero_clusters(whole)
+    }
+
+    /// A raw data file is the guest's disk, whatever the entries say.
+    fn zero_raw_data(&self, range: &Range<u64>) -> Result<(), Error> {
+        if !self.header().data_file_raw() || range.is_empty() {
+            return Ok(());
+        }
+        let data = self.layer.data_file()?;
+        let zeroed = data.storage.zero(range.start..range.end.min(data.storage.size()).max(range.start));
+        zeroed.map_err(|source| data.io(Action::Write, range.start, range.end - range.start, source))
+    }
+
+    /// Remembers that nothing will need some clusters of a data file of our own any more.
+    fn forget_data(&mut self, clusters: Range<u64>) {
+        if self.header().has_data_file() && !self.header().data_file_raw() {
+            let bits = self.header().cluster_bits.bits();
+            self.forgotten_data.push(clusters.start << bits..clusters.end << bits);
+        }
+    }
+
+    /// Ranges of a data file that were given up and not written again.
+    pub(super) fn unused_data(&self) -> Result<Vec<Range<u64>>, Error> {
+        let mut unused = Vec::new();
+        for range in &self.forgotten_data {
+            let mut at = range.start;
+            while at < range.end.min(self.size()) {
+                let found = mapping::find(self, at..range.end.min(self.size()))?;
+                at = found.range.end;
+                if matches!(found.kind, MappingKind::Unallocated | MappingKind::Zero { host: None }) {
+                    unused.push(found.range);
+                }
+            }
+        }
+        Ok(unused)
     }
 
     /// The clusters that lie in a range as far as they lie on the disk.
@@ -147,7 +211,7 @@ impl State {
         bits.clusters_for(range.start)..end
     }
 
-    fn write_zeroes(&mut self, range: Range<u64>) -> Result<(), Error> {
+    pub(super) fn write_zeroes(&mut self, range: Range<u64>) -> Result<(), Error> {
         let zeroes = vec![0; in_memory(range.end.saturating_sub(range.start)).min(1 << 20)];
         let mut at = range.start;
         while at < range.end {
@@ -187,8 +251,12 @@ impl State {
                 MappingKind::Zero { host: None } => entry != L2Entry::UNALLOCATED,
                 _ => false,
             };
-            let end = bits.clusters_for(run.range.end);
-            if !reads_alike {
+            // A run may end among the subclusters of its first cluster, of which others then are something else.
+            let at_end = run.range.end == self.size();
+            let whole = if at_end { bits.clusters_for(run.range.end) } else { run.range.end >> bits.bits() };
+            let end = whole.max(next + 1);
+            if !reads_alike || whole <= next {
+                self.forget_data(next..end);
                 for cluster in next..end {
                     self.map(GuestCluster(cluster), entry, Origin::Committed)?;
                 }

@@ -107,8 +107,14 @@ pub(crate) fn storage(image: &Path) -> Arc<dyn HostStorage> {
     Arc::new(RawFile::open(image, Access::ReadWrite).unwrap())
 }
 
+/// Opens an image, and the data file beside it if it has one.
 pub(crate) fn open(image: &Path) -> Layer {
-    Layer::open(storage(image), image.display().to_string()).unwrap()
+    let name = image.display().to_string();
+    let layer = Layer::open(storage(image), &name).unwrap();
+    match layer.header().data_file_name() {
+        Some(data) => Layer::open_with(storage(image), name, Some(storage(&image.with_file_name(data)))).unwrap(),
+        None => layer,
+    }
 }
 
 pub(crate) fn memory(bytes: &[u8]) -> MemoryDisk {
