@@ -1,12 +1,12 @@
 use std::ops::Range;
-use std::path::Path;
 use std::thread::available_parallelism;
 
 use qtk_block::{BlockRead, ExtentKind, Progress, read_padded};
 
-use crate::Error;
-use crate::chain::in_memory;
+use crate::chain::{Run, in_memory};
 use crate::pipeline::{Next, ordered};
+use crate::status::{StatusFlags, Statuses};
+use crate::{Error, Image};
 
 /// Bytes compared at a time.
 const UNIT: u64 = 2 << 20;
@@ -30,32 +30,30 @@ pub enum Comparison {
     },
 }
 
-/// Compares what two devices hold, as `qemu-img compare` does: a longer one is the same if its rest is zero, unless asked
-/// `strict`ly, when sizes and holes must be the same too. Holes are not read. Progress is in bytes of the longer one.
-pub fn compare(
-    first: &dyn BlockRead,
-    second: &dyn BlockRead,
-    strict: bool,
-    progress: &dyn Progress,
-) -> Result<Comparison, Error> {
+/// Compares what two images hold, as `qemu-img compare` does: a longer one is the same if its rest is zero, unless asked
+/// `strict`ly, when sizes and the way that they store things must be the same too. Holes are not read. Progress is in bytes of
+/// the longer one.
+pub fn compare(first: &Image, second: &Image, strict: bool, progress: &dyn Progress) -> Result<Comparison, Error> {
     if strict && first.size() != second.size() {
         return Ok(Comparison::SizesDiffer);
     }
     let size = first.size().max(second.size());
-    let pair = Pair { first, second, size };
     let mut result = Comparison::Identical;
     let mut done = 0;
     let threads = available_parallelism().map_or(1, usize::from);
     let buffers = || Ok((vec![0; in_memory(UNIT)], vec![0; in_memory(UNIT)]));
     ordered(
-        Path::new("comparison"),
+        first.path(),
         threads,
-        Plan { pair: &pair, at: 0, strict, known: [(false, 0); 2] },
+        Plan { sides: [Side::new(first), Side::new(second)], at: 0, size, strict },
         buffers,
-        |(first, second), step| match step {
+        |(left, right), step| match step {
             Step::Read(range) => {
-                let difference = pair.difference(range.clone(), first, second)?;
-                Ok((range.end, difference.map(|offset| Comparison::Different { offset })))
+                let len = in_memory(range.end - range.start);
+                let (left, right) = (&mut left[..len], &mut right[..len]);
+                read(first, left, range.start)?;
+                read(second, right, range.start)?;
+                Ok((range.end, difference(left, right, range.start)))
             }
             Step::End(comparison) => Ok((size, Some(comparison))),
         },
@@ -77,28 +75,16 @@ pub fn compare(
     Ok(result)
 }
 
-struct Pair<'a> {
-    first: &'a dyn BlockRead,
-    second: &'a dyn BlockRead,
-    size: u64,
+fn read(image: &Image, buf: &mut [u8], offset: u64) -> Result<(), Error> {
+    read_padded(image, buf, offset).map_err(|source| Error::Compare { path: image.path().to_owned(), offset, source })
 }
 
-impl Pair<'_> {
-    fn difference(&self, range: Range<u64>, first: &mut [u8], second: &mut [u8]) -> Result<Option<u64>, Error> {
-        let len = in_memory(range.end - range.start);
-        let (first, second) = (&mut first[..len], &mut second[..len]);
-        read_padded(self.first, first, range.start).map_err(read_error(range.start))?;
-        read_padded(self.second, second, range.start).map_err(read_error(range.start))?;
-        if first == second {
-            return Ok(None);
-        }
-        let same = first.iter().zip(second.iter()).take_while(|(a, b)| a == b).count();
-        Ok(Some(range.start + same as u64))
+fn difference(left: &[u8], right: &[u8], start: u64) -> Option<Comparison> {
+    if left == right {
+        return None;
     }
-}
-
-fn read_error(offset: u64) -> impl FnOnce(std::io::Error) -> Error {
-    move |source| Error::Compare { offset, source }
+    let same = left.iter().zip(right.iter()).take_while(|(a, b)| a == b).count();
+    Some(Comparison::Different { offset: start + same as u64 })
 }
 
 enum Step {
@@ -106,40 +92,60 @@ enum Step {
     End(Comparison),
 }
 
-/// The parts of two devices that must be read.
+/// One of the two images, and how it stores the current place.
+struct Side<'a> {
+    image: &'a Image,
+    statuses: Statuses<'a>,
+    current: Option<Run>,
+}
+
+impl<'a> Side<'a> {
+    fn new(image: &'a Image) -> Self {
+        Self { image, statuses: Statuses::new(image.chain(), 0..image.size()), current: None }
+    }
+
+    /// The run that holds `at`; none past the end.
+    fn run_at(&mut self, at: u64) -> Result<Option<&Run>, Error> {
+        while self.current.as_ref().is_none_or(|run| run.range.end <= at) {
+            match self.statuses.next() {
+                None => return Ok(None),
+                Some(Ok(run)) => self.current = Some(run),
+                Some(Err(source)) => {
+                    let path = self.image.path().to_owned();
+                    return Err(Error::Status { path, offset: at, source: Box::new(source) });
+                }
+            }
+        }
+        Ok(self.current.as_ref())
+    }
+}
+
+/// The parts of two images that must be read.
 struct Plan<'a> {
-    pair: &'a Pair<'a>,
+    sides: [Side<'a>; 2],
     at: u64,
+    size: u64,
     strict: bool,
-    /// For each device whether there is data at the current place, and where that changes.
-    known: [(bool, u64); 2],
 }
 
 impl Plan<'_> {
-    fn extent(&mut self, index: usize) -> Result<(bool, u64), Error> {
-        let device = [self.pair.first, self.pair.second][index];
-        if self.known[index].1 <= self.at {
-            self.known[index] = if self.at < device.size() {
-                let extent = device.extent(self.at..device.size()).map_err(read_error(self.at))?;
-                (extent.kind == ExtentKind::Data, extent.range.end)
-            } else {
-                (false, self.pair.size)
-            };
-        }
-        Ok(self.known[index])
-    }
-
     fn step(&mut self) -> Result<Option<Step>, Error> {
-        while self.at < self.pair.size {
-            let (first_data, first_end) = self.extent(0)?;
-            let (second_data, second_end) = self.extent(1)?;
-            let end = first_end.min(second_end);
-            if self.strict && first_data != second_data {
-                let offset = std::mem::replace(&mut self.at, self.pair.size);
+        while self.at < self.size {
+            let (mut end, mut has_data, mut flags) = (self.size, false, [None; 2]);
+            for (side, flags) in self.sides.iter_mut().zip(&mut flags) {
+                let (chain, size) = (side.image.chain(), side.image.size());
+                if let Some(run) = side.run_at(self.at)? {
+                    end = end.min(run.range.end);
+                    has_data |= run.kind.extent_kind() == ExtentKind::Data;
+                    *flags = Some(StatusFlags::new(chain, run, size));
+                }
+            }
+            if self.strict && flags[0] != flags[1] {
+                let offset = std::mem::replace(&mut self.at, self.size);
                 return Ok(Some(Step::End(Comparison::AllocationDiffers { offset })));
             }
-            if first_data || second_data {
-                let start = self.at;
+            let start = self.at;
+            if has_data {
                 self.at = end.min(start + UNIT);
                 return Ok(Some(Step::Read(start..self.at)));
             }
@@ -153,48 +159,10 @@ impl Iterator for Plan<'_> {
     type Item = Result<Step, Error>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        self.step().transpose()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use qtk_block::{BlockWrite, MemoryDisk, NoProgress};
-
-    fn disk(size: u64, writes: &[(u64, &[u8])]) -> MemoryDisk {
-        let disk = MemoryDisk::new(size);
-        for (offset, bytes) in writes {
-            disk.write_at(bytes, *offset).unwrap();
+        let step = self.step().transpose();
+        if matches!(step, Some(Err(_))) {
+            self.at = self.size;
         }
-        disk
-    }
-
-    #[test]
-    fn finds_the_first_difference_and_forgives_zero_tails() {
-        let size = 9 << 20;
-        let one = disk(size, &[(5_000_000, b"abc")]);
-        for (other, expected) in [
-            (disk(size, &[(5_000_000, b"abc")]), Comparison::Identical),
-            (disk(size, &[(100, &[0; 9]), (5_000_000, b"abc")]), Comparison::Identical),
-            (disk(size + 4096, &[(5_000_000, b"abc")]), Comparison::Identical),
-            (disk(size, &[(5_000_000, b"abd"), (7_000_000, b"x")]), Comparison::Different { offset: 5_000_002 }),
-            (disk(size, &[]), Comparison::Different { offset: 5_000_000 }),
-            (disk(size + 999, &[(5_000_000, b"abc"), (size + 7, b"x")]), Comparison::Different { offset: size + 7 }),
-        ] {
-            assert_eq!(compare(&one, &other, false, &NoProgress).unwrap(), expected);
-            assert_eq!(compare(&other, &one, false, &NoProgress).unwrap(), expected);
-        }
-    }
-
-    #[test]
-    fn strictness_asks_for_sizes_and_holes() {
-        let one = disk(8192, &[(0, b"a")]);
-        let longer = disk(8193, &[(0, b"a")]);
-        let written = disk(8192, &[(0, b"a"), (5000, &[0])]);
-        assert_eq!(compare(&one, &longer, true, &NoProgress).unwrap(), Comparison::SizesDiffer);
-        let allocation = Comparison::AllocationDiffers { offset: 4096 };
-        assert_eq!(compare(&one, &written, true, &NoProgress).unwrap(), allocation);
-        assert_eq!(compare(&one, &one, true, &NoProgress).unwrap(), Comparison::Identical);
+        step
     }
 }

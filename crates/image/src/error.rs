@@ -33,9 +33,31 @@ pub enum Error {
         /// Why.
         source: io::Error,
     },
-    /// One of two devices that were compared could not be read.
-    #[error("cannot compare at guest offset {offset:#x}")]
+    /// A copy could not be written.
+    #[error("{}: cannot write at guest offset {offset:#x}", path.display())]
+    Write {
+        /// The image.
+        path: PathBuf,
+        /// Where on the guest's disk.
+        offset: u64,
+        /// Why.
+        source: io::Error,
+    },
+    /// How an image stores a part of its disk could not be found out.
+    #[error("{}: cannot find out how it stores guest offset {offset:#x}", path.display())]
+    Status {
+        /// The image.
+        path: PathBuf,
+        /// Where on the guest's disk.
+        offset: u64,
+        /// Why.
+        source: Box<Error>,
+    },
+    /// One of two images that were compared could not be read.
+    #[error("{}: cannot compare at guest offset {offset:#x}", path.display())]
     Compare {
+        /// The image.
+        path: PathBuf,
         /// Where on the guest's disk.
         offset: u64,
         /// Why; names the image.
@@ -226,10 +248,11 @@ impl Error {
         match self {
             Self::Qcow2(qtk_qcow2::Error::Corrupt { .. }) => true,
             Self::Qcow2(qtk_qcow2::Error::Backing { source, .. }) => source.kind() == io::ErrorKind::InvalidData,
-            Self::Backing { source, .. } => source.is_corruption(),
-            Self::Io { source, .. } | Self::Read { source, .. } | Self::Compare { source, .. } => {
-                source.kind() == io::ErrorKind::InvalidData
-            }
+            Self::Backing { source, .. } | Self::Status { source, .. } => source.is_corruption(),
+            Self::Io { source, .. }
+            | Self::Read { source, .. }
+            | Self::Write { source, .. }
+            | Self::Compare { source, .. } => source.kind() == io::ErrorKind::InvalidData,
             Self::Unfinished { source, .. } => source.is_corruption(),
             _ => false,
         }
@@ -239,7 +262,10 @@ impl Error {
 impl From<Error> for io::Error {
     fn from(error: Error) -> Self {
         let kind = match &error {
-            Error::Io { source, .. } | Error::Read { source, .. } | Error::Compare { source, .. } => source.kind(),
+            Error::Io { source, .. }
+            | Error::Read { source, .. }
+            | Error::Write { source, .. }
+            | Error::Compare { source, .. } => source.kind(),
             Error::Busy { .. } => io::ErrorKind::ResourceBusy,
             Error::Protocol { .. } | Error::UnsupportedFormat { .. } => io::ErrorKind::Unsupported,
             _ if error.is_corruption() => io::ErrorKind::InvalidData,

@@ -27,6 +27,7 @@ mod rate;
 mod redo;
 mod snapshot_name;
 mod spec;
+mod status;
 mod storage;
 mod transaction;
 

@@ -57,8 +57,11 @@ impl Copy<'_> {
         let Self { disk, path, shape, options } = self;
         let threads = options.threads.unwrap_or_else(|| available_parallelism().map_or(1, usize::from));
         let grain = shape.unit_grain();
-        let rules = Rules { grain, unit: UNIT.max(grain), zeroes: shape.zeroes };
+        let rules = Rules { grain, unit: UNIT.max(grain), zeroes: shape.zeroes, salvage: options.salvage };
         let filler = Filler { disk, output: path, shape: &shape, salvage: options.salvage, spare: Mutex::default() };
+        if options.salvage {
+            warn_of_status(disk, warn);
+        }
         let mut limit = options.rate_limit.map(RateLimit::new);
         let mut done = 0;
         ordered(
@@ -68,9 +71,7 @@ impl Copy<'_> {
             || filler.compressor(),
             |compressor, job| filler.fill(compressor.as_mut(), job),
             |mut unit| {
-                for (offset, error) in unit.lost.drain(..) {
-                    warn(ConvertWarning::Unreadable { offset, source: error.into() });
-                }
+                unit.warnings.drain(..).for_each(&mut *warn);
                 if let Some(limit) = &mut limit {
                     limit.pass(unit.bytes_to_write());
                 }
@@ -84,5 +85,17 @@ impl Copy<'_> {
         progress.advance(disk.size() - done);
         let report = sink.finish()?;
         Ok(ConvertReport { disk_size: disk.size(), ..report })
+    }
+}
+
+/// Says where it cannot be found out how the disk is stored. As in `qemu-img`, that is said again when it is read.
+fn warn_of_status(disk: &Disk, warn: &mut dyn FnMut(ConvertWarning)) {
+    let mut stretches = disk.stretches();
+    while let Some(stretch) = stretches.next() {
+        if let Err(error) = stretch
+            && let Some(sector) = stretches.pass_over()
+        {
+            warn(ConvertWarning::NoStatus { offset: sector.range.start, source: error });
+        }
     }
 }

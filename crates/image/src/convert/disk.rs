@@ -1,11 +1,13 @@
 use std::io;
 use std::ops::Range;
+use std::path::PathBuf;
 
 use qtk_block::BlockRead;
-use qtk_qcow2::MappingKind;
+use qtk_qcow2::{HostOffset, MappingKind};
 
-use crate::chain::{Run, Runs, in_memory};
+use crate::chain::{Run, in_memory};
 use crate::layer::SECTOR;
+use crate::status::Statuses;
 use crate::{Chain, ChainLayer, Error, Image};
 
 /// The disks of several images, one after the other, read as one.
@@ -28,6 +30,13 @@ struct Part {
     own_layers: usize,
 }
 
+impl Part {
+    /// What the image is called.
+    fn path(&self) -> PathBuf {
+        self.chain.layers().first().map_or_else(PathBuf::new, |layer| layer.path().to_owned())
+    }
+}
+
 /// What a stretch of the disk is to the copy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Class {
@@ -46,29 +55,27 @@ pub(crate) struct Stretch {
     pub(crate) range: Range<u64>,
     pub(crate) class: Class,
     part: usize,
-    run: Run,
+    /// None where it could not be found out how the stretch is stored.
+    run: Option<Run>,
 }
 
 impl Stretch {
     /// The part of it in `range`, which must lie in it.
     pub(crate) fn cut(&self, range: Range<u64>) -> Self {
         let skipped = range.start - self.range.start;
-        let start = self.run.range.start + skipped;
-        let run = Run {
-            range: start..start + (range.end - range.start),
-            depth: self.run.depth,
-            kind: self.run.kind.skip(skipped),
-        };
+        let run = self.run.as_ref().map(|run| {
+            let start = run.range.start + skipped;
+            Run { range: start..start + (range.end - range.start), depth: run.depth, kind: run.kind.skip(skipped) }
+        });
         Self { range, class: self.class, part: self.part, run }
     }
 
-    /// The image and the layer in it that the stretch is stored in.
-    pub(crate) fn place(&self) -> (usize, usize) {
-        (self.part, self.run.depth)
-    }
-
-    pub(crate) fn kind(&self) -> MappingKind {
-        self.run.kind
+    /// Where the stretch's compressed cluster lies: in which layer of which image, where in its file, and how long it is.
+    pub(crate) fn compressed(&self) -> Option<((usize, usize), HostOffset, u64)> {
+        match self.run.as_ref()?.kind {
+            MappingKind::Compressed { host, len } => Some(((self.part, self.run.as_ref()?.depth), host, len)),
+            _ => None,
+        }
     }
 }
 
@@ -93,19 +100,26 @@ impl Disk {
         self.parts.push(Part { chain: image.chain().clone(), start, window, own_layers: logs + 1 });
     }
 
-    /// The layer that a stretch is stored in.
-    pub(crate) fn layer(&self, stretch: &Stretch) -> &ChainLayer {
-        &self.parts[stretch.part].chain.layers()[stretch.run.depth]
+    /// A layer of an image.
+    pub(crate) fn layer(&self, (part, depth): (usize, usize)) -> &ChainLayer {
+        &self.parts[part].chain.layers()[depth]
     }
 
     /// All stretches, in order.
     pub(crate) fn stretches(&self) -> Stretches<'_> {
-        Stretches { disk: self, part: 0, runs: None }
+        Stretches { disk: self, part: 0, runs: None, at: 0 }
     }
 
     /// Fills `buf`, which is as long, with a stretch's content.
     pub(crate) fn read_stretch(&self, buf: &mut [u8], stretch: &Stretch) -> Result<(), Error> {
-        self.parts[stretch.part].chain.read_run(buf, &stretch.run)
+        match &stretch.run {
+            Some(run) => self.parts[stretch.part].chain.read_run(buf, run),
+            None => self.read_at(buf, stretch.range.start).map_err(|source| Error::Read {
+                path: self.parts[stretch.part].path(),
+                offset: stretch.range.start,
+                source,
+            }),
+        }
     }
 
     fn class(&self, part: &Part, run: &Run) -> Class {
@@ -123,8 +137,7 @@ impl Disk {
     fn padding(&self, index: usize, part: &Part) -> Option<Stretch> {
         let start = part.start + (part.window.end - part.window.start);
         let range = start..start.next_multiple_of(SECTOR);
-        let run = Run { range: range.clone(), depth: 0, kind: MappingKind::Zero { host: None } };
-        (!range.is_empty()).then_some(Stretch { range, class: Class::Zero, part: index, run })
+        (!range.is_empty()).then_some(Stretch { range, class: Class::Zero, part: index, run: None })
     }
 
     fn part_at(&self, offset: u64) -> Option<&Part> {
@@ -161,7 +174,9 @@ impl BlockRead for Disk {
 pub(crate) struct Stretches<'a> {
     disk: &'a Disk,
     part: usize,
-    runs: Option<Runs<'a>>,
+    runs: Option<Statuses<'a>>,
+    /// The end of the last stretch.
+    at: u64,
 }
 
 impl Iterator for Stretches<'_> {
@@ -170,19 +185,37 @@ impl Iterator for Stretches<'_> {
     fn next(&mut self) -> Option<Self::Item> {
         loop {
             let (index, part) = (self.part, self.disk.parts.get(self.part)?);
-            let runs = self.runs.get_or_insert_with(|| part.chain.runs(part.window.clone()));
+            let runs = self.runs.get_or_insert_with(|| Statuses::new(&part.chain, part.window.clone()));
             let Some(run) = runs.next() else {
                 (self.part, self.runs) = (index + 1, None);
+                self.at = self.disk.parts.get(self.part).map_or(self.disk.size, |next| next.start);
                 match self.disk.padding(index, part) {
                     Some(padding) => return Some(Ok(padding)),
                     None => continue,
                 }
             };
-            return Some(run.map(|run| {
+            let stretch = run.map(|run| {
                 let start = part.start + (run.range.start - part.window.start);
                 let range = start..start + (run.range.end - run.range.start);
-                Stretch { range, class: self.disk.class(part, &run), part: index, run }
+                self.at = range.end;
+                Stretch { range, class: self.disk.class(part, &run), part: index, run: Some(run) }
+            });
+            return Some(stretch.map_err(|source| Error::Status {
+                path: part.path(),
+                offset: self.at,
+                source: Box::new(source),
             }));
         }
+    }
+}
+
+impl Stretches<'_> {
+    /// After an error, the sector that it was found at, as data; what follows comes next.
+    pub(crate) fn pass_over(&mut self) -> Option<Stretch> {
+        let (index, part) = (self.part, self.disk.parts.get(self.part)?);
+        let range = self.at..(self.at + SECTOR).min(part.start + (part.window.end - part.window.start));
+        self.at = range.end;
+        self.runs.as_mut()?.seek(part.window.start + (range.end - part.start));
+        Some(Stretch { range, class: Class::Data, part: index, run: None })
     }
 }

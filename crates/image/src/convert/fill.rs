@@ -5,12 +5,13 @@ use std::sync::{Mutex, PoisonError};
 
 use qtk_block::{BlockRead, is_zero, read_padded};
 use qtk_qcow2::codec::{self, Compressor};
-use qtk_qcow2::{ClusterBits, CompressionType, GuestCluster, MappingKind};
+use qtk_qcow2::{ClusterBits, CompressionType, GuestCluster};
 
 use crate::Error;
 use crate::chain::in_memory;
 use crate::layer::SECTOR;
 
+use super::ConvertWarning;
 use super::copy::Shape;
 use super::disk::{Class, Disk, Stretch};
 use super::plan::{Chunk, Job, Zeroes};
@@ -84,7 +85,7 @@ impl Filler<'_> {
                     Grain::Whole(grain) => self.shape.packing.map_or(grain, |packing| packing.cluster_bits.size()),
                 };
                 unit.reset(first.stretch.range.start..last.stretch.range.end, padding, self.shape.packing.is_some());
-                let parts = self.read(&mut unit, &chunks)?;
+                let parts = self.read(&mut unit, chunks)?;
                 match (self.shape.grain, self.shape.packing, compressor) {
                     (_, Some(packing), Some(compressor)) => self.pack(&mut unit, &parts, packing, compressor)?,
                     (Grain::Whole(grain), ..) => self.assemble(&mut unit, &parts, grain)?,
@@ -100,9 +101,14 @@ impl Filler<'_> {
     }
 
     /// Reads what must be read, and says what each part of the unit is.
-    fn read(&self, unit: &mut Unit, chunks: &[Chunk]) -> Result<Vec<Part>, Error> {
+    fn read(&self, unit: &mut Unit, chunks: Vec<Chunk>) -> Result<Vec<Part>, Error> {
         let mut parts: Vec<Part> = Vec::new();
-        for Chunk { stretch, ends } in chunks {
+        for Chunk { stretch, ends, problem } in chunks {
+            if let Some(source) = problem {
+                let warning = ConvertWarning::NoStatus { offset: stretch.range.start, source };
+                unit.warnings.push(warning);
+            }
+            let stretch = &stretch;
             let bytes = unit.positions(&stretch.range);
             match stretch.class {
                 Class::Backing => add_part(&mut parts, bytes, Content::Backing),
@@ -123,7 +129,7 @@ impl Filler<'_> {
                         continue;
                     }
                     let start = bytes.start;
-                    self.shape.detection.split(&unit.plain[bytes], stretch.range.start, *ends, |part, hole| {
+                    self.shape.detection.split(&unit.plain[bytes], stretch.range.start, ends, |part, hole| {
                         let bytes = start + part.start..start + part.end;
                         add_part(&mut parts, bytes, if hole { Content::Zero } else { Content::Data });
                     });
@@ -145,7 +151,7 @@ impl Filler<'_> {
             let buf = &mut unit.plain[bytes];
             if let Err(error) = self.disk.read_stretch(buf, &sector) {
                 buf.fill(0);
-                unit.lost.push((at, error));
+                unit.warnings.push(ConvertWarning::Unreadable { offset: at, source: error });
             }
             at = sector.range.end;
         }
@@ -154,14 +160,14 @@ impl Filler<'_> {
 
     /// Reads the compressed bytes of a whole cluster, if they can stay as they are.
     fn copy(&self, stretch: &Stretch, unit: &mut Unit) -> Result<Option<Content>, Error> {
-        let MappingKind::Compressed { host, len } = stretch.kind() else { return Ok(None) };
+        let Some((place, host, len)) = stretch.compressed() else { return Ok(None) };
         let Some(packing) = self.shape.packing.filter(|packing| packing.copies) else { return Ok(None) };
-        let layer = self.disk.layer(stretch);
+        let layer = self.disk.layer(place);
         let cluster = packing.cluster_bits.size();
         let same_codec = layer
             .qcow2()
             .is_some_and(|layer| layer.compression() == packing.compression && layer.cluster_size() == cluster);
-        let whole = stretch.range.end - stretch.range.start == cluster && stretch.range.start % cluster == 0;
+        let whole = stretch.range.end - stretch.range.start == cluster && stretch.range.start.is_multiple_of(cluster);
         let range = host.0..host.0 + len;
         // What the file's end may have cut off only decoding can tell.
         let cut = range.end >= layer.file().size();
@@ -182,7 +188,7 @@ impl Filler<'_> {
         let failed = |source| Error::Read { path: layer.path().to_owned(), offset: stretch.range.start, source };
         read.map_err(failed)?;
         unit.packed_len = bytes.end;
-        Ok(Some(Content::Copied(bytes, Origin { layer: stretch.place(), range })))
+        Ok(Some(Content::Copied(bytes, Origin { layer: place, range })))
     }
 
     /// For a target that stores any sectors.

@@ -8,7 +8,6 @@ mod sink;
 mod unit;
 mod zeroes;
 
-use std::io;
 use std::num::NonZeroU64;
 use std::path::Path;
 use std::sync::Arc;
@@ -108,14 +107,14 @@ pub enum ConvertWarning {
         /// Where it begins, in bytes of the disk.
         offset: u64,
         /// Why.
-        source: io::Error,
+        source: Error,
     },
     /// How the source stores a sector could not be found out.
     NoStatus {
         /// Where it begins, in bytes of the disk.
         offset: u64,
         /// Why.
-        source: io::Error,
+        source: Error,
     },
     /// A bitmap was not copied because it misses changes.
     BrokenBitmap {

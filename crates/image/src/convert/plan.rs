@@ -24,6 +24,8 @@ pub(crate) struct Chunk {
     pub(crate) stretch: Stretch,
     /// Whether `qemu-img` would end a request here.
     pub(crate) ends: bool,
+    /// Why it is not known how the stretch is stored.
+    pub(crate) problem: Option<Error>,
 }
 
 /// Cuts a disk into jobs, in order. What need not be written is left out.
@@ -31,6 +33,8 @@ pub(crate) struct Chunk {
 pub(crate) struct Plan<'a> {
     stretches: Stretches<'a>,
     current: Option<Stretch>,
+    /// Why it is not known how `current` is stored.
+    problem: Option<Error>,
     at: u64,
     size: u64,
     rules: Rules,
@@ -45,6 +49,8 @@ pub(crate) struct Rules {
     pub(crate) unit: u64,
     /// What becomes of zeroes.
     pub(crate) zeroes: Zeroes,
+    /// Whether to go on where it cannot be found out how the disk is stored.
+    pub(crate) salvage: bool,
 }
 
 /// What becomes of zeroes that the source need not store.
@@ -60,7 +66,7 @@ pub(crate) enum Zeroes {
 
 impl<'a> Plan<'a> {
     pub(crate) fn new(disk: &'a Disk, rules: Rules) -> Self {
-        Self { stretches: disk.stretches(), current: None, at: 0, size: disk.size(), rules }
+        Self { stretches: disk.stretches(), current: None, problem: None, at: 0, size: disk.size(), rules }
     }
 
     fn step(&mut self) -> Result<Option<Job>, Error> {
@@ -98,7 +104,7 @@ impl<'a> Plan<'a> {
             let stop = stretch.range.end.min(request_end);
             let range = at..stop.min(end);
             self.at = range.end;
-            chunks.push(Chunk { ends: range.end == stop, stretch: stretch.cut(range) });
+            chunks.push(Chunk { ends: range.end == stop, stretch: stretch.cut(range), problem: self.problem.take() });
         }
         Ok(Job::Fill(chunks))
     }
@@ -112,7 +118,9 @@ impl<'a> Plan<'a> {
                 return Ok(stretch.clone());
             }
             match self.stretches.next() {
-                Some(stretch) => self.current = Some(stretch?),
+                Some(Ok(stretch)) => self.current = Some(stretch),
+                Some(Err(error)) if !self.rules.salvage => return Err(error),
+                Some(Err(error)) => (self.current, self.problem) = (self.stretches.pass_over(), Some(error)),
                 None => {
                     let start = self.at;
                     let problem = format!("the disk ends before byte {start}");

@@ -1,3 +1,4 @@
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -52,7 +53,8 @@ impl Sink {
             match piece {
                 Piece::Zero { range } => match &mut self.output {
                     Output::Existing(transaction) => {
-                        transaction.zero(range.clone()).map_err(Error::io(&self.path, "write to it"))?;
+                        let written = transaction.zero(range.clone());
+                        written.map_err(|source| self.write_error(range.start, source))?;
                     }
                     // What is new reads as zeroes.
                     Output::Raw(_) | Output::Qcow2 { .. } => {}
@@ -91,13 +93,16 @@ impl Sink {
 
     fn write(&mut self, offset: u64, bytes: &[u8]) -> Result<(), Error> {
         self.report.plain_bytes += bytes.len() as u64;
-        match &mut self.output {
-            Output::Raw(file) => file.write_at(bytes, offset).map_err(Error::io(&self.path, "write to it")),
-            Output::Qcow2 { writer, .. } => Ok(writer.write(GuestOffset(offset), bytes)?),
-            Output::Existing(transaction) => {
-                transaction.write_at(bytes, offset).map_err(Error::io(&self.path, "write to it"))
-            }
-        }
+        let written = match &mut self.output {
+            Output::Raw(file) => file.write_at(bytes, offset),
+            Output::Qcow2 { writer, .. } => writer.write(GuestOffset(offset), bytes).map_err(io::Error::from),
+            Output::Existing(transaction) => transaction.write_at(bytes, offset),
+        };
+        written.map_err(|source| self.write_error(offset, source))
+    }
+
+    fn write_error(&self, offset: u64, source: io::Error) -> Error {
+        Error::Write { path: self.path.clone(), offset, source }
     }
 
     fn not_compressible(&self) -> Error {

@@ -2,7 +2,7 @@ use std::ops::Range;
 
 use qtk_qcow2::GuestCluster;
 
-use crate::Error;
+use crate::ConvertWarning;
 use crate::chain::in_memory;
 
 /// A stretch of the disk, read and, where asked, compressed.
@@ -12,8 +12,8 @@ pub(crate) struct Unit {
     pub(crate) range: Range<u64>,
     /// What is to be written, in order.
     pub(crate) pieces: Vec<Piece>,
-    /// Sectors that could not be read.
-    pub(crate) lost: Vec<(u64, Error)>,
+    /// What the user should hear of it.
+    pub(crate) warnings: Vec<ConvertWarning>,
     /// The stretch as the guest sees it, padded to whole clusters.
     pub(crate) plain: Vec<u8>,
     pub(crate) packed: Vec<u8>,
@@ -54,7 +54,7 @@ impl Unit {
         self.packed.resize(if packs { len } else { 0 }, 0);
         self.packed_len = 0;
         self.pieces.clear();
-        self.lost.clear();
+        self.warnings.clear();
         self.plain[in_memory(range.end - range.start)..].fill(0);
         self.range = range;
     }

@@ -6,5 +6,6 @@ mod describe;
 mod flatten;
 mod full_disk;
 mod locks;
+mod measure;
 mod open;
 mod random_chains;

@@ -1,0 +1,93 @@
+use std::ops::Range;
+
+use qtk_qcow2::MappingKind;
+
+use crate::chain::{Run, Runs};
+use crate::{Chain, ChainLayer, Error};
+
+/// Bytes of an L2 table that QEMU looks at in one step.
+const L2_SLICE: u64 = 64 << 10;
+
+/// How a chain stores its disk, in the steps in which QEMU finds out.
+///
+/// They show in what `qemu-img` does: where it looks for zeroes, and in what `compare -s` calls different.
+#[derive(Debug)]
+pub(crate) struct Statuses<'a> {
+    chain: &'a Chain,
+    runs: Runs<'a>,
+    /// What is left of the last run.
+    rest: Option<Run>,
+}
+
+impl<'a> Statuses<'a> {
+    pub(crate) fn new(chain: &'a Chain, range: Range<u64>) -> Self {
+        Self { chain, runs: chain.runs(range), rest: None }
+    }
+
+    /// Goes on at `offset`, which lies past what was returned so far: where that failed, and the caller wants to know what
+    /// follows.
+    pub(crate) fn seek(&mut self, offset: u64) {
+        self.rest = None;
+        self.runs.seek(offset);
+    }
+
+    /// The first step of `run`, and what follows.
+    fn split(&self, run: Run) -> (Run, Option<Run>) {
+        let Range { start, end } = run.range;
+        let layers = self.chain.layers().iter().take(run.depth + 1);
+        let steps = layers.filter_map(step_of).map(|step| (start - start % step).saturating_add(step));
+        let stop = steps.min().map_or(end, |stop| stop.min(end));
+        let rest = (stop < end).then(|| Run { range: stop..end, depth: run.depth, kind: run.kind.skip(stop - start) });
+        (Run { range: start..stop, ..run }, rest)
+    }
+}
+
+impl Iterator for Statuses<'_> {
+    type Item = Result<Run, Error>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let run = match self.rest.take() {
+            Some(run) => run,
+            None => match self.runs.next()? {
+                Ok(run) => run,
+                Err(error) => return Some(Err(error)),
+            },
+        };
+        let (first, rest) = self.split(run);
+        self.rest = rest;
+        Some(Ok(first))
+    }
+}
+
+/// Bytes of the disk that QEMU looks up in one step in a layer, if it has tables.
+fn step_of(layer: &ChainLayer) -> Option<u64> {
+    let header = layer.qcow2()?.header();
+    let cluster = header.cluster_bits.size();
+    let entry = if header.extended_l2() { 16 } else { 8 };
+    Some(cluster.min(L2_SLICE) / entry * cluster)
+}
+
+/// What QEMU says of a run besides where it lies. Equal for runs that `compare -s` takes to be stored alike.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct StatusFlags {
+    allocated: bool,
+    zero: bool,
+    has_offset: bool,
+    compressed: bool,
+    /// Whether the disk ends here.
+    last: bool,
+}
+
+impl StatusFlags {
+    pub(crate) fn new(chain: &Chain, run: &Run, disk_size: u64) -> Self {
+        let (allocated, zero, has_offset) = match run.kind {
+            // A layer that is too short hides nothing, but says so.
+            MappingKind::Unallocated => (chain.layers().len() > run.depth + 1, true, false),
+            MappingKind::Zero { host } => (true, true, host.is_some()),
+            MappingKind::Data { .. } => (true, false, true),
+            MappingKind::Compressed { .. } => (true, false, false),
+        };
+        let compressed = matches!(run.kind, MappingKind::Compressed { .. });
+        Self { allocated, zero, has_offset, compressed, last: run.range.end >= disk_size }
+    }
+}
