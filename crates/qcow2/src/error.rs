@@ -109,6 +109,14 @@ pub enum Error {
         /// Why not.
         refusal: SnapshotRefusal,
     },
+    /// A new image with options that do not go together.
+    #[error("{image} cannot be created: {problem}")]
+    ImpossibleOptions {
+        /// Name of the image file.
+        image: String,
+        /// What is wrong.
+        problem: OptionProblem,
+    },
     /// Somebody else wrote the header while a transaction was open.
     #[error("{image} was changed by another program while it was being edited; lock images before editing them")]
     ChangedMeanwhile {
@@ -134,6 +142,8 @@ pub enum Action {
     Sync,
     /// Changing the file's length.
     Resize,
+    /// Taking the space for later writes.
+    Reserve,
 }
 
 impl std::fmt::Display for Action {
@@ -143,6 +153,7 @@ impl std::fmt::Display for Action {
             Self::Write => "write",
             Self::Sync => "sync",
             Self::Resize => "resize to",
+            Self::Reserve => "reserve",
         })
     }
 }
@@ -288,6 +299,51 @@ pub enum Corruption {
     },
 }
 
+/// Why a new image cannot have its options.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum OptionProblem {
+    /// Subclusters in version 2.
+    #[error("version 2 has no subclusters; use version 3")]
+    ExtendedL2InVersion2,
+    /// Subclusters smaller than 512 bytes.
+    #[error("clusters with subclusters have at least 16 KiB")]
+    ExtendedL2ClusterSize,
+    /// Preallocated clusters would hide the backing file.
+    #[error("preallocated clusters hide the backing file; use subclusters")]
+    PreallocationOnBacking,
+    /// Lazy refcounts in version 2.
+    #[error("version 2 has no lazy refcounts; use version 3")]
+    LazyRefcountsInVersion2,
+    /// A refcount width that is not a power of two up to 64.
+    #[error("the refcount width must be a power of two up to 64 bits")]
+    RefcountWidth,
+    /// Another width than 16 bits in version 2.
+    #[error("version 2 has refcounts of 16 bits; use version 3")]
+    RefcountWidthInVersion2,
+    /// A raw data file without a name for it.
+    #[error("there is no data file that could be raw")]
+    RawWithoutDataFile,
+    /// A raw data file on a backing file.
+    #[error("an image with a raw data file cannot lie on a backing file")]
+    RawDataFileOnBacking,
+    /// A data file in version 2.
+    #[error("version 2 has no external data files; use version 3")]
+    DataFileInVersion2,
+    /// Another codec than deflate in version 2.
+    #[error("version 2 compresses with zlib only; use version 3")]
+    CompressionInVersion2,
+    /// More than the largest L1 table maps, or than the largest refcount table counts.
+    #[error("the size is too large; use larger clusters")]
+    SizeTooLarge,
+    /// A backing name or format that is empty or longer than 1023 bytes.
+    #[error("the backing name must have 1 to 1023 bytes")]
+    BackingName,
+    /// Names that leave no room for the header in the first cluster.
+    #[error("the header with its names does not fit in a cluster; use shorter names or larger clusters")]
+    HeaderTooLarge,
+}
+
 /// Why an image that can be read must not be written.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -327,6 +383,7 @@ impl From<Error> for io::Error {
             Error::Bitmap { .. }
             | Error::Snapshot { .. }
             | Error::InvalidOption { .. }
+            | Error::ImpossibleOptions { .. }
             | Error::DataFileMissing { .. }
             | Error::TransactionOver { .. } => io::ErrorKind::InvalidInput,
         };

@@ -1,4 +1,5 @@
 use std::io;
+use std::ops::Range;
 use std::sync::Arc;
 
 use qtk_block::HostStorage;
@@ -58,6 +59,24 @@ impl ImageFile {
     pub(crate) fn write(&self, bytes: &[u8], offset: HostOffset) -> Result<(), Error> {
         let write = self.storage.write_at(bytes, offset.0);
         write.map_err(|source| self.io(Action::Write, offset.0, bytes.len() as u64, source))
+    }
+
+    /// Takes the space of a range and extends the file to its end.
+    pub(crate) fn reserve(&self, range: Range<u64>) -> Result<(), Error> {
+        let (start, len) = (range.start, range.end.saturating_sub(range.start));
+        self.storage.reserve(range).map_err(|source| self.io(Action::Reserve, start, len, source))
+    }
+
+    pub(crate) fn write_zeroes(&self, range: Range<u64>) -> Result<(), Error> {
+        const STEP: u64 = 2 << 20;
+        let zeroes = vec![0; in_memory(STEP.min(range.end.saturating_sub(range.start)))];
+        let mut at = range.start;
+        while at < range.end {
+            let len = STEP.min(range.end - at);
+            self.write(&zeroes[..in_memory(len)], HostOffset(at))?;
+            at += len;
+        }
+        Ok(())
     }
 
     pub(crate) fn sync(&self) -> Result<(), Error> {

@@ -20,7 +20,7 @@ pub const MAX_BACKING_NAME: u64 = 1023;
 pub const MAX_SNAPSHOTS: u64 = 65536;
 
 /// Subclusters have at least 512 bytes.
-const MIN_EXTENDED_CLUSTER_BITS: u32 = 14;
+pub(crate) const MIN_EXTENDED_CLUSTER_BITS: u32 = 14;
 const V2_LEN: u64 = 72;
 const V3_MIN_LEN: u64 = 104;
 const FULL_LEN: u64 = size_of::<RawHeader>() as u64;

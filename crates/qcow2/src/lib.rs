@@ -4,6 +4,7 @@
 //! so that a crash leaves the old state or the new one, and [`check()`] looks for damage. Backing files are only named here;
 //! the crate `qtk-image` opens chains.
 
+mod allocator;
 mod bitmap;
 mod cache;
 mod check;
@@ -27,7 +28,7 @@ mod writer;
 pub use bitmap::{Bitmap, BitmapContents, BitmapRefusal, NewBitmap};
 pub use check::{CheckFailure, CheckReport, Finding, check, check_each};
 pub use create::{Backing, CreateOptions, create, create_with};
-pub use error::{Action, Corruption, Error, Place, WriteObstacle};
+pub use error::{Action, Corruption, Error, OptionProblem, Place, WriteObstacle};
 pub use extension::Extension;
 pub use features::Features;
 pub use header::{Encryption, Header, MAGIC, MAX_BACKING_NAME, MAX_L1_SIZE, MAX_REFCOUNT_TABLE_SIZE, MAX_SNAPSHOTS};

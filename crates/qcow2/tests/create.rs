@@ -7,7 +7,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use qtk_block::MemoryDisk;
-use qtk_qcow2::{Backing, ClusterBits, CompressionType, CreateOptions, Error, Layer, Version, create};
+use qtk_qcow2::{
+    Backing, ClusterBits, CompressionType, CreateOptions, Error, Layer, OptionProblem, Preallocation, Version, create,
+};
 use serde_json::Value;
 use support::{assert_clean, check_as_qemu, qemu_img, qemu_io, qemu_read, storage};
 
@@ -85,26 +87,42 @@ fn overlays_name_their_backing() {
 
 #[test]
 fn impossible_options_are_named() {
+    let v3 = CreateOptions::default();
+    let v2 = CreateOptions { version: Version::V2, ..v3.clone() };
+    let on = |name: &str| Some(Backing { name: name.into(), format: None });
+    let raw = CreateOptions { data_file: Some("data.raw".into()), data_file_raw: true, ..v3.clone() };
     let cases = [
-        (CreateOptions { size: u64::MAX, ..CreateOptions::default() }, "the size"),
-        (CreateOptions { refcount_bits: 12, ..CreateOptions::default() }, "power of two"),
-        (CreateOptions { refcount_bits: 128, ..CreateOptions::default() }, "refcount width"),
-        (CreateOptions { refcount_bits: 8, version: Version::V2, ..CreateOptions::default() }, "refcount width"),
-        (CreateOptions { lazy_refcounts: true, version: Version::V2, ..CreateOptions::default() }, "version"),
+        (CreateOptions { extended_l2: true, ..v2.clone() }, OptionProblem::ExtendedL2InVersion2),
         (
-            CreateOptions {
-                backing: Some(Backing { name: "x".repeat(2000), format: None }),
-                ..CreateOptions::default()
-            },
-            "backing name",
+            CreateOptions { extended_l2: true, cluster_bits: ClusterBits::new(13).unwrap(), ..v3.clone() },
+            OptionProblem::ExtendedL2ClusterSize,
+        ),
+        (
+            CreateOptions { preallocation: Preallocation::Metadata, backing: on("base"), ..v3.clone() },
+            OptionProblem::PreallocationOnBacking,
+        ),
+        (CreateOptions { lazy_refcounts: true, ..v2.clone() }, OptionProblem::LazyRefcountsInVersion2),
+        (CreateOptions { refcount_bits: 0, ..v3.clone() }, OptionProblem::RefcountWidth),
+        (CreateOptions { refcount_bits: 12, ..v3.clone() }, OptionProblem::RefcountWidth),
+        (CreateOptions { refcount_bits: 128, ..v3.clone() }, OptionProblem::RefcountWidth),
+        (CreateOptions { refcount_bits: 8, ..v2.clone() }, OptionProblem::RefcountWidthInVersion2),
+        (CreateOptions { data_file: None, ..raw.clone() }, OptionProblem::RawWithoutDataFile),
+        (CreateOptions { backing: on("base"), ..raw.clone() }, OptionProblem::RawDataFileOnBacking),
+        (CreateOptions { version: Version::V2, ..raw }, OptionProblem::DataFileInVersion2),
+        (CreateOptions { compression: CompressionType::Zstd, ..v2 }, OptionProblem::CompressionInVersion2),
+        (CreateOptions { size: u64::MAX, ..v3.clone() }, OptionProblem::SizeTooLarge),
+        (CreateOptions { backing: on(&"x".repeat(2000)), ..v3.clone() }, OptionProblem::BackingName),
+        (
+            CreateOptions { backing: on(&"x".repeat(500)), cluster_bits: ClusterBits::new(9).unwrap(), ..v3 },
+            OptionProblem::HeaderTooLarge,
         ),
     ];
-    for (options, named) in cases {
+    for (options, expected) in cases {
         let disk = Arc::new(MemoryDisk::new(0));
         let error = create(disk.clone(), "new.qcow2", &options).unwrap_err();
-        assert!(matches!(error, Error::InvalidOption { .. }));
-        let text = error.to_string();
-        assert!(text.contains(named) && text.contains("new.qcow2"), "{text}");
+        assert!(error.to_string().starts_with("new.qcow2"));
+        let Error::ImpossibleOptions { problem, .. } = error else { panic!("{error}") };
+        assert_eq!(problem, expected);
         assert!(Layer::open(disk, "new.qcow2").is_err());
     }
 }

@@ -1,0 +1,182 @@
+//! New images, written in one pass and laid out as QEMU would lay them out.
+
+mod batch;
+mod mapper;
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use qtk_block::{HostStorage, Preallocation};
+
+use crate::create::CreateOptions;
+use crate::error::Error;
+use crate::file::ImageFile;
+use crate::types::{GuestCluster, GuestOffset, in_memory};
+use batch::Batch;
+use mapper::Mapper;
+
+/// Writes a whole new image in one pass: pieces of the guest's disk in ascending order, each written once.
+///
+/// The image comes out as `qemu-img convert` would lay it out if it wrote the same pieces: L2 tables and refcount blocks lie
+/// where the first cluster that needs them is written. A piece is what QEMU would write at once.
+///
+/// Everything goes out in large writes. Memory holds the L1 table, one L2 table and the refcounts. The header is written
+/// last, so a file that was not [finished](Self::finish) is no image at all.
+#[derive(Debug)]
+pub struct ImageWriter {
+    mapper: Mapper,
+    /// The external data file, if guest data goes there.
+    data: Option<Batch>,
+    /// Where the last compressed stream lies; the next one may share its end.
+    packed: Range<u64>,
+    /// End of the last piece on the guest's disk.
+    next: u64,
+}
+
+impl ImageWriter {
+    /// Begins an image in `storage`, which must be empty; errors call it `name`.
+    pub fn new(storage: Arc<dyn HostStorage>, name: &str, options: CreateOptions) -> Result<Self, Error> {
+        Self::new_with(storage, None, name, options)
+    }
+
+    /// The same with the external data file, which [`CreateOptions::data_file`] names and which must be empty.
+    pub fn new_with(
+        storage: Arc<dyn HostStorage>,
+        data: Option<Arc<dyn HostStorage>>,
+        name: &str,
+        options: CreateOptions,
+    ) -> Result<Self, Error> {
+        let file = ImageFile { storage, name: name.into() };
+        let options = options.checked(&file)?;
+        if data.is_some() != options.data_file.is_some() {
+            return Err(Error::DataFileMissing { image: file.name.to_string() });
+        }
+        let data = data.map(|storage| Batch::new(ImageFile { storage, ..file.clone() }));
+        let mut writer = Self { mapper: Mapper::new(file, options)?, data, packed: 0..0, next: 0 };
+        writer.preallocate()?;
+        Ok(writer)
+    }
+
+    /// Gives the whole disk its places, as far as the options want it.
+    fn preallocate(&mut self) -> Result<(), Error> {
+        let how = self.mapper.options.preallocation;
+        let before = self.mapper.file_size();
+        match (&self.data, how) {
+            (Some(data), Preallocation::Off) => return data.file.set_size(self.mapper.options.size),
+            (None, Preallocation::Off) => return Ok(()),
+            (None, Preallocation::Falloc | Preallocation::Full) => self.mapper.place_contiguously()?,
+            (Some(_), _) | (None, Preallocation::Metadata) => self.mapper.place_all()?,
+        }
+        match &self.data {
+            Some(data) => reserve(&data.file, 0..self.mapper.size_in_grains(), how),
+            None => reserve(&self.mapper.image.file, before..self.mapper.file_size(), how),
+        }
+    }
+
+    /// Stores a piece of the guest's disk. A cluster that is written in part reads as zeroes elsewhere, even with a backing
+    /// file beneath; where there are subclusters, that holds for each of them.
+    pub fn write(&mut self, offset: GuestOffset, bytes: &[u8]) -> Result<(), Error> {
+        let bits = self.mapper.options.cluster_bits;
+        let end = self.advance(offset.0, bytes.len() as u64)?;
+        let mut at = offset.0;
+        while at < end {
+            let (host, clusters) = self.mapper.place(at >> bits.bits()..bits.clusters_for(end))?;
+            let part = at..end.min(((at >> bits.bits()) + clusters) << bits.bits());
+            self.mapper.mark_data(part.clone())?;
+            let bytes = &bytes[in_memory(at - offset.0)..in_memory(part.end - offset.0)];
+            let host = host.plus(bits.offset_within(at));
+            match &mut self.data {
+                Some(data) => data.put(host, bytes)?,
+                None => {
+                    self.mapper.image.put(host, bytes)?;
+                    let grain = 1 << self.mapper.format.grain_bits();
+                    self.mapper.reach((host.0 + bytes.len() as u64).next_multiple_of(grain));
+                }
+            }
+            at = part.end;
+        }
+        Ok(())
+    }
+
+    /// Makes a range of the guest's disk read as zeroes whatever lies beneath. Needed on a backing file only.
+    ///
+    /// Whole clusters (and subclusters) take no space, except in version 2; what is left at the range's ends is written.
+    pub fn zero(&mut self, range: Range<u64>) -> Result<(), Error> {
+        let grain = 1 << self.mapper.format.grain_bits();
+        let whole = match range.end == self.mapper.options.size {
+            true => range.start.next_multiple_of(grain)..range.end,
+            false => range.start.next_multiple_of(grain)..range.end / grain * grain,
+        };
+        if whole.is_empty() || !self.mapper.format.zero_flag {
+            return self.write_zeroes(range);
+        }
+        self.write_zeroes(range.start..whole.start)?;
+        self.advance(whole.start, whole.end - whole.start)?;
+        self.mapper.mark_zero(whole.clone())?;
+        self.write_zeroes(whole.end..range.end)
+    }
+
+    fn write_zeroes(&mut self, range: Range<u64>) -> Result<(), Error> {
+        const STEP: u64 = 2 << 20;
+        let zeroes = vec![0; in_memory((range.end - range.start).min(STEP))];
+        let mut at = range.start;
+        while at < range.end {
+            let len = (range.end - at).min(STEP);
+            self.write(GuestOffset(at), &zeroes[..in_memory(len)])?;
+            at += len;
+        }
+        Ok(())
+    }
+
+    /// Stores one compressed cluster. `bytes` is its stream, shorter than a cluster; bytes that follow the stream do no harm.
+    pub fn compressed(&mut self, guest: GuestCluster, bytes: &[u8]) -> Result<(), Error> {
+        self.compressed_sharing(guest, bytes, 0)
+    }
+
+    /// Stores one compressed cluster whose first `shared` bytes are the last ones of the stream stored before it.
+    ///
+    /// Entries say where a stream ends only to the sector, so bytes copied from another image reach into the next stream.
+    /// Stored twice, they would add up each time that an image is copied.
+    pub fn compressed_sharing(&mut self, guest: GuestCluster, bytes: &[u8], shared: u64) -> Result<(), Error> {
+        let size = self.mapper.options.cluster_bits.size();
+        let (len, largest) = (bytes.len() as u64, (bytes.len() as u64).min(self.packed.end - self.packed.start));
+        if shared > largest {
+            return Err(self.mapper.invalid("number of shared bytes", shared, 0..=largest));
+        }
+        if len == 0 || len > 2 * size {
+            return Err(self.mapper.invalid("length of a compressed cluster", len, 1..=2 * size));
+        }
+        let start = guest.0.saturating_mul(size);
+        self.advance(start, size.min(self.mapper.options.size.saturating_sub(start)).max(1))?;
+        let (host, shared) = self.mapper.pack(guest, len, shared)?;
+        self.packed = host.0..host.0 + len;
+        self.mapper.image.put(host.plus(shared), &bytes[in_memory(shared)..])
+    }
+
+    /// Writes the remaining metadata and last the header, and returns the file's size. The file is not synced.
+    pub fn finish(mut self) -> Result<u64, Error> {
+        if let Some(data) = &mut self.data {
+            data.flush()?;
+        }
+        self.mapper.finish()
+    }
+
+    /// Moves on behind a piece and returns its end, if the piece lies on the disk and behind the last one.
+    fn advance(&mut self, start: u64, len: u64) -> Result<u64, Error> {
+        let size = self.mapper.options.size;
+        let end = start.checked_add(len).filter(|&end| start >= self.next && end <= size);
+        let end =
+            end.ok_or_else(|| self.mapper.invalid("guest offset", start, self.next..=size.saturating_sub(len)))?;
+        self.next = end;
+        Ok(end)
+    }
+}
+
+/// Gives a file a new size, and the range that it grows by its space.
+fn reserve(file: &ImageFile, range: Range<u64>, how: Preallocation) -> Result<(), Error> {
+    match how {
+        Preallocation::Off | Preallocation::Metadata => file.set_size(range.end),
+        Preallocation::Falloc => file.reserve(range),
+        Preallocation::Full => file.write_zeroes(range),
+    }
+}
