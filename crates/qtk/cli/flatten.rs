@@ -2,13 +2,14 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 use qtk_block::BlockRead;
 use qtk_image::{FlattenOptions, flatten};
 use qtk_qcow2::CompressionType;
-use serde_json::json;
 
 use super::arguments::{FormatName, ImageArguments};
+use super::convert::to_json;
+use super::new_image::Codec;
 use super::{guest, size, text};
 use crate::progress::Bar;
 
@@ -51,21 +52,12 @@ pub(crate) struct Flatten {
     json: bool,
 }
 
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum Codec {
-    Zlib,
-    Zstd,
-}
-
 impl Flatten {
     pub(crate) fn run(&self) -> anyhow::Result<ExitCode> {
         let image = guest::open(&self.image.image, &self.image.access.for_reading())?;
         let options = FlattenOptions {
             format: self.format.into(),
-            compression: self.codec.map(|codec| match codec {
-                Codec::Zlib => CompressionType::Zlib,
-                Codec::Zstd => CompressionType::Zstd,
-            }),
+            compression: self.codec.map(CompressionType::from),
             level: self.level,
             cluster_size: self.cluster_size,
             recompress: self.recompress,
@@ -75,14 +67,7 @@ impl Flatten {
         let report = flatten(&image, &self.output, &options, &bar)?;
         drop(bar);
         if self.json {
-            text::print_json(&json!({
-                "filename": self.output,
-                "virtual-size": report.disk_size,
-                "file-size": report.file_size,
-                "compressed-clusters": report.compressed,
-                "copied-clusters": report.copied,
-                "plain-bytes": report.plain_bytes,
-            }))?;
+            text::print_json(&to_json(&self.output, &report))?;
         }
         Ok(ExitCode::SUCCESS)
     }

@@ -1,12 +1,15 @@
 //! One module a verb: its arguments, and what it does with them.
 
 mod arguments;
+mod bench;
 mod cat;
 mod check;
 mod chmod;
 mod chown;
 mod compare;
+mod convert;
 mod create;
+mod dd;
 mod demo;
 mod entry;
 mod extract;
@@ -17,8 +20,10 @@ mod inject;
 mod ln;
 mod ls;
 mod map;
+mod measure;
 mod mkdir;
 mod mv;
+mod new_image;
 mod rm;
 mod size;
 mod stat;
@@ -47,10 +52,14 @@ pub(crate) struct Arguments {
 pub(crate) enum Verb {
     Create(create::Create),
     Flatten(flatten::Flatten),
+    Convert(convert::Convert),
+    Dd(dd::Dd),
+    Measure(measure::Measure),
     Info(info::Info),
     Check(check::Check),
     Map(map::Map),
     Compare(compare::Compare),
+    Bench(bench::Bench),
     Inject(inject::Inject),
     Extract(extract::Extract),
     Ls(ls::Ls),
@@ -80,10 +89,14 @@ pub(crate) fn run(verb: &Verb) -> anyhow::Result<ExitCode> {
     match verb {
         Verb::Create(verb) => verb.run(),
         Verb::Flatten(verb) => verb.run(),
+        Verb::Convert(verb) => verb.run(),
+        Verb::Dd(verb) => verb.run(),
+        Verb::Measure(verb) => verb.run(),
         Verb::Info(verb) => verb.run(),
         Verb::Check(verb) => verb.run(),
         Verb::Map(verb) => verb.run(),
         Verb::Compare(verb) => verb.run(),
+        Verb::Bench(verb) => verb.run(),
         Verb::Inject(verb) => verb.run(),
         Verb::Extract(verb) => verb.run(),
         Verb::Ls(verb) => verb.run(),

@@ -8,6 +8,7 @@ mod sink;
 mod unit;
 mod zeroes;
 
+use std::fmt;
 use std::num::NonZeroU64;
 use std::path::Path;
 use std::sync::Arc;
@@ -123,6 +124,21 @@ pub enum ConvertWarning {
     },
     /// Said while the target was made.
     Create(crate::Warning),
+}
+
+impl fmt::Display for ConvertWarning {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unreadable { offset, source } => {
+                write!(f, "the sector at offset {offset} cannot be read and is zero in the copy: {source}")
+            }
+            Self::NoStatus { offset, source } => {
+                write!(f, "it cannot be told how the sector at offset {offset} is stored: {source}")
+            }
+            Self::BrokenBitmap { name } => write!(f, "bitmap {name} misses changes and is left out"),
+            Self::Create(warning) => warning.fmt(f),
+        }
+    }
 }
 
 /// What [`convert`] did.

@@ -1,0 +1,165 @@
+use std::num::{NonZeroU64, NonZeroUsize};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::Args;
+use qtk_block::BlockRead;
+use qtk_image::{
+    BitmapCopy, ConvertOptions, ConvertReport, Image, NewImage, OpenOptions, SnapshotName, Target, convert,
+};
+use serde_json::{Value, json};
+
+use super::arguments::{AccessArguments, FormatName};
+use super::create::refuse_existing;
+use super::new_image::{BaseArguments, Codec, NewImageArguments};
+use super::{guest, size, text};
+use crate::progress::Bar;
+
+/// Copy disks into an image of another format, with other features, or into one that is there
+#[derive(Args, Debug)]
+#[command(
+    after_help = "Several sources become one disk, one after the other. To merge a chain into one image, use `qtk flatten`."
+)]
+pub(crate) struct Convert {
+    /// The images to copy
+    #[arg(required = true, value_name = "SOURCE")]
+    sources: Vec<PathBuf>,
+
+    #[command(flatten)]
+    access: AccessArguments,
+
+    /// The new image; it appears when it is complete
+    #[arg(short, long, value_name = "OUT", required_unless_present = "into")]
+    output: Option<PathBuf>,
+
+    #[command(flatten)]
+    kind: NewImageArguments,
+
+    #[command(flatten)]
+    base: BaseArguments,
+
+    /// Replace an image that is there already
+    #[arg(long, conflicts_with = "into")]
+    force: bool,
+
+    /// Copy into this existing image, in one transaction
+    #[arg(long, value_name = "IMAGE", conflicts_with_all = ["output", "base"])]
+    into: Option<PathBuf>,
+
+    /// Format of the existing image, which is never guessed
+    #[arg(long, value_name = "FORMAT", requires = "into", required_if_eq("target_is_zero", "true"))]
+    into_format: Option<FormatName>,
+
+    /// The existing image reads as zeroes, which then need not be written
+    #[arg(long, requires = "into")]
+    target_is_zero: bool,
+
+    /// Copy the disk as this internal snapshot holds it, named by identifier or name
+    #[arg(long, value_name = "NAME")]
+    snapshot: Option<String>,
+
+    /// Compress with this codec; not compressed where not given
+    #[arg(short, long = "compress", value_name = "CODEC")]
+    codec: Option<Codec>,
+
+    /// Level of the codec: zlib 1 to 12, zstd -7 to 22
+    #[arg(long, allow_negative_numbers = true, requires = "codec")]
+    level: Option<i32>,
+
+    /// Compress anew what could be copied as it is
+    #[arg(long)]
+    recompress: bool,
+
+    /// Leave out zeroes from this length on; with 0 everything is stored
+    #[arg(short = 'S', long, value_name = "SIZE", value_parser = size::parse, default_value = "4K")]
+    sparse_size: u64,
+
+    /// Take what cannot be read for zeroes
+    #[arg(long)]
+    salvage: bool,
+
+    /// Copy the persistent dirty bitmaps too
+    #[arg(long)]
+    bitmaps: bool,
+
+    /// Leave out bitmaps that are not consistent
+    #[arg(long, requires = "bitmaps")]
+    skip_broken_bitmaps: bool,
+
+    /// Write at most so many bytes in a second
+    #[arg(short, long, value_name = "SIZE", value_parser = size::parse)]
+    rate_limit: Option<u64>,
+
+    /// Threads that read and compress; one per processor where not given. The result is the same on any number
+    #[arg(long, value_name = "N")]
+    threads: Option<NonZeroUsize>,
+
+    /// Print what was done as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+impl Convert {
+    pub(crate) fn run(&self) -> anyhow::Result<ExitCode> {
+        let sources = self.sources.iter().map(|path| self.source(path)).collect::<anyhow::Result<Vec<_>>>()?;
+        let (report, path) = match (&self.into, &self.output) {
+            (Some(path), _) => (self.into_existing(&sources, path)?, path),
+            (None, Some(path)) => (self.into_new(&sources, path)?, path),
+            (None, None) => return Ok(ExitCode::from(2)),
+        };
+        if self.json {
+            text::print_json(&to_json(path, &report))?;
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+
+    fn source(&self, path: &Path) -> anyhow::Result<Image> {
+        let snapshot = self.snapshot.clone().map(SnapshotName::Any);
+        guest::open(path, &OpenOptions { snapshot, ..self.access.for_reading() })
+    }
+
+    fn into_new(&self, sources: &[Image], path: &Path) -> anyhow::Result<ConvertReport> {
+        refuse_existing(path, self.force)?;
+        let image: NewImage = self.kind.on(&self.base, self.codec);
+        self.copy(sources, Target::New { path, image: &image })
+    }
+
+    fn into_existing(&self, sources: &[Image], path: &Path) -> anyhow::Result<ConvertReport> {
+        let options = OpenOptions { format: self.into_format.map(Into::into), ..OpenOptions::writable() };
+        let image = guest::open(path, &options)?;
+        self.copy(sources, Target::Existing { image, overlay: false })
+    }
+
+    fn copy(&self, sources: &[Image], target: Target<'_>) -> anyhow::Result<ConvertReport> {
+        let options = ConvertOptions {
+            compress: self.codec.is_some(),
+            level: self.level,
+            recompress: self.recompress,
+            sparse_size: self.sparse_size,
+            salvage: self.salvage,
+            target_is_zero: self.target_is_zero,
+            rate_limit: self.rate_limit.and_then(NonZeroU64::new),
+            bitmaps: match (self.bitmaps, self.skip_broken_bitmaps) {
+                (false, _) => BitmapCopy::None,
+                (true, false) => BitmapCopy::All,
+                (true, true) => BitmapCopy::Consistent,
+            },
+            threads: self.threads.map(NonZeroUsize::get),
+        };
+        let bar = Bar::new(sources.iter().map(BlockRead::size).sum(), "converting");
+        let mut warn = |warning: qtk_image::ConvertWarning| text::warn(&warning.to_string());
+        Ok(convert(sources, target, &options, &mut warn, &bar)?)
+    }
+}
+
+/// What a copy did, for `--json`.
+pub(crate) fn to_json(path: &Path, report: &ConvertReport) -> Value {
+    json!({
+        "filename": path,
+        "virtual-size": report.disk_size,
+        "file-size": report.file_size,
+        "compressed-clusters": report.compressed,
+        "copied-clusters": report.copied,
+        "plain-bytes": report.plain_bytes,
+    })
+}
