@@ -20,6 +20,7 @@ mod header;
 mod layer;
 mod mapping;
 mod refcount;
+mod repair;
 mod snapshot;
 mod transaction;
 mod types;
@@ -35,6 +36,7 @@ pub use header::{Encryption, Header, MAGIC, MAX_BACKING_NAME, MAX_L1_SIZE, MAX_R
 pub use layer::Layer;
 pub use mapping::{Mapping, MappingKind};
 pub use qtk_block::Preallocation;
+pub use repair::{Repair, RepairReport, repair, repair_dirty};
 pub use snapshot::{NewSnapshot, Snapshot, SnapshotRefusal};
 pub use transaction::Transaction;
 pub use types::{ClusterBits, CompressionType, GuestCluster, GuestOffset, HostCluster, HostOffset, Version};

@@ -113,6 +113,11 @@ pub enum Finding {
         /// Whether the file was extended to hold it.
         repaired: bool,
     },
+    /// The file cannot be extended so far that it would hold a refcount block.
+    CannotExtend {
+        /// Whether files do not get that large; else the block's offset is no offset at all.
+        too_large: bool,
+    },
     /// Something else uses the cluster of a refcount block.
     RefcountBlockShared {
         /// Its index in the refcount table.
@@ -190,7 +195,9 @@ impl Finding {
             | Self::SnapshotTableTooLong { dropped: false, .. }
             | Self::BitmapDirectory
             | Self::UnknownRefcount(_) => Severity::CheckError,
-            Self::RefcountsUnreadable { .. } | Self::Rebuilding | Self::NeedsRebuild => Severity::Note,
+            Self::RefcountsUnreadable { .. } | Self::CannotExtend { .. } | Self::Rebuilding | Self::NeedsRebuild => {
+                Severity::Note
+            }
             _ => Severity::Corruption,
         }
     }
@@ -221,7 +228,11 @@ impl Finding {
     /// Whether `qemu-img check` begins the line with its own name.
     #[must_use]
     pub fn is_error_report(&self) -> bool {
-        self.severity() == Severity::CheckError && !self.is_silent() && !matches!(self, Self::UnknownRefcount(_))
+        match self {
+            Self::CannotExtend { too_large } => *too_large,
+            Self::UnknownRefcount(_) => false,
+            _ => self.severity() == Severity::CheckError && !self.is_silent(),
+        }
     }
 }
 
@@ -319,6 +330,10 @@ impl fmt::Display for Finding {
             Self::RefcountBlockPastEnd { index, repaired } => {
                 write!(f, "{} refcount block {index} is outside image", attempt(*repaired))
             }
+            Self::CannotExtend { too_large: true } => {
+                f.write_str("Could not resize file: File too large\nERROR could not resize image: File too large")
+            }
+            Self::CannotExtend { too_large: false } => f.write_str("ERROR could not resize image: Invalid argument"),
             Self::RefcountBlockShared { index, references } => {
                 write!(f, "ERROR refcount block {index} refcount={references}")
             }

@@ -2,6 +2,7 @@
 //!
 //! What is found, in which order, and how it is counted and worded, is what `qemu-img check` does.
 
+mod claims;
 mod counts;
 mod finding;
 mod refcounts;
@@ -17,10 +18,11 @@ use crate::layer::Layer;
 use crate::refcount::RefcountWidth;
 use crate::types::{HostOffset, in_memory};
 
+pub(crate) use claims::Claims;
 pub(crate) use counts::Counts;
 pub use finding::Finding;
 use finding::Severity;
-pub(crate) use snapshots::SnapshotTable;
+pub(crate) use snapshots::FoundSnapshots;
 pub(crate) use stored::Stored;
 
 /// Most findings that [`check`] describes; all are counted.
@@ -75,6 +77,13 @@ impl CheckReport {
     }
 }
 
+impl CheckReport {
+    /// The report as it is before clusters are counted.
+    pub(crate) fn without_clusters(&self) -> Self {
+        Self { allocated_clusters: 0, fragmented_clusters: 0, compressed_clusters: 0, ..self.clone() }
+    }
+}
+
 /// Checks a whole image: active state, snapshots, bitmaps, refcounts. Damage is reported, not an error; errors are those of
 /// the host, and damage that leaves nothing to check. Nothing is repaired.
 ///
@@ -121,20 +130,26 @@ pub(crate) struct Tally<'a> {
 
 impl Tally<'_> {
     pub(crate) fn note(&mut self, finding: Finding) {
-        self.note_all(finding, 1);
+        self.count(&finding, 1);
+        (self.found)(&finding);
     }
 
-    /// Counts a finding as `count` of its kind.
-    fn note_all(&mut self, finding: Finding, count: u64) {
-        match (finding.severity(), finding.repaired()) {
-            (Severity::Leak, false) => self.report.leaks += count,
-            (Severity::Leak, true) => self.leaks_fixed += count,
-            (Severity::Corruption, false) => self.report.corruptions += count,
-            (Severity::Corruption, true) => self.corruptions_fixed += count,
-            (Severity::CheckError, _) => self.report.check_errors += count,
-            (Severity::Note, _) => {}
-        }
+    /// Notes that snapshots are over a limit: one error, or that many if they are dropped.
+    fn note_dropped(&mut self, finding: Finding, snapshots: u32) {
+        self.count(&finding, if finding.repaired() { snapshots.into() } else { 1 });
         (self.found)(&finding);
+    }
+
+    fn count(&mut self, finding: &Finding, count: u64) {
+        let counter = match (finding.severity(), finding.repaired()) {
+            (Severity::Leak, false) => &mut self.report.leaks,
+            (Severity::Leak, true) => &mut self.leaks_fixed,
+            (Severity::Corruption, false) => &mut self.report.corruptions,
+            (Severity::Corruption, true) => &mut self.corruptions_fixed,
+            (Severity::CheckError, _) => &mut self.report.check_errors,
+            (Severity::Note, _) => return,
+        };
+        *counter += count;
     }
 }
 
@@ -143,8 +158,9 @@ pub(crate) struct Checker<'a> {
     pub(crate) file: ImageFile,
     pub(crate) header: Header,
     format: L2Format,
-    pub(crate) snapshots: SnapshotTable,
+    pub(crate) snapshots: FoundSnapshots,
     pub(crate) counts: Counts,
+    pub(crate) claims: Claims,
     pub(crate) stored: Stored,
     pub(crate) tally: Tally<'a>,
     pub(crate) fix: Fix,
@@ -166,8 +182,9 @@ impl<'a> Checker<'a> {
         };
         Ok(Self {
             format: header.l2_format(),
-            snapshots: SnapshotTable::default(),
+            snapshots: FoundSnapshots::default(),
             counts: Self::no_counts(&file, &header),
+            claims: Claims::default(),
             stored: Stored::read(&file, &header)?,
             tally: Tally { report, leaks_fixed: 0, corruptions_fixed: 0, found },
             file,
@@ -185,7 +202,7 @@ impl<'a> Checker<'a> {
     /// Reads what the rest relies on; false if the check ends here.
     pub(crate) fn begin(&mut self) -> Result<bool, Error> {
         let repair = self.fix == Fix::All;
-        let failure = match SnapshotTable::read(&self.file, &self.header, repair, &mut self.tally)? {
+        let failure = match FoundSnapshots::read(&self.file, &self.header, repair, &mut self.tally)? {
             Ok(_) if self.counts.clusters() > MAX_CLUSTERS => {
                 self.tally.report.check_errors += 1;
                 CheckFailure::FileTooLarge
@@ -201,14 +218,14 @@ impl<'a> Checker<'a> {
     }
 
     /// The entries of an L1 table as far as the file has them; the rest would be zero.
-    fn read_l1(&self, offset: HostOffset, entries: u32) -> Result<Vec<L1Entry>, Error> {
+    pub(crate) fn read_l1(&self, offset: HostOffset, entries: u32) -> Result<Vec<L1Entry>, Error> {
         let in_file = self.file.storage.size().saturating_sub(offset.0).div_ceil(8);
         let mut bytes = vec![0; in_memory(u64::from(entries).min(in_file) * 8)];
         self.file.read_padded(&mut bytes, offset)?;
         Ok(words(&bytes).map(L1Entry).collect())
     }
 
-    fn read_l2(&self, offset: HostOffset) -> Result<Box<[L2Entry]>, Error> {
+    pub(crate) fn read_l2(&self, offset: HostOffset) -> Result<Box<[L2Entry]>, Error> {
         let mut bytes = vec![0; self.header.cluster_bits.buffer_len()];
         self.file.read_padded(&mut bytes, offset)?;
         Ok(self.format.decode(&bytes))

@@ -22,14 +22,11 @@ impl Checker<'_> {
                 self.tally.note(Finding::UnknownRefcount(cluster));
                 continue;
             }
-            let per_block = self.stored.per_block();
-            if self.stored.block(cluster.0 / per_block)?.is_none() {
-                // Nothing is stored for the rest of the block.
-                let used = self.counts.skip_unused(cluster);
-                next.0 = next.0.max(used.0.min((cluster.0 / per_block + 1) * per_block));
-                if used != cluster {
-                    continue;
-                }
+            // Both are zero where there is neither a block nor a page.
+            let used = self.counts.skip_unused(cluster).min(self.stored.skip_missing(cluster));
+            if used != cluster {
+                next = used;
+                continue;
             }
             let (refcount, references) = (self.stored.get(cluster)?, self.counts.get(cluster));
             if refcount > 0 || references > 0 {
@@ -60,8 +57,9 @@ impl Checker<'_> {
         let report = &self.tally.report;
         let repair = match self.fix {
             Fix::Nothing => false,
+            Fix::All => true,
             // Other damage would let the refcounts mislead.
-            Fix::Leaks | Fix::All => report.check_errors == 0 && report.corruptions == 0 && report.leaks == 0,
+            Fix::Leaks => report.check_errors == 0 && report.corruptions == 0 && report.leaks == 0,
         };
         let mut l1 = self.read_l1(self.header.l1_table, self.header.l1_size)?;
         let mut changed = false;

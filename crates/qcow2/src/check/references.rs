@@ -9,10 +9,12 @@ use crate::types::{HostCluster, HostOffset};
 
 const BITMAP_OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
 const BITMAP_RESERVED: u64 = 0xff00_0000_0000_01fe;
+/// Size of the largest file in ext4: further away nothing can be.
+const MAX_FILE: u64 = (16 << 40) - 4096;
 
 impl Checker<'_> {
     /// Counts every reference in the image. What can only be repaired before refcounts are compared is repaired here.
-    pub(super) fn count_references(&mut self) -> Result<(), Error> {
+    pub(crate) fn count_references(&mut self) -> Result<(), Error> {
         let bits = self.header.cluster_bits;
         self.count(HostOffset(0), bits.size());
         self.l1_table(self.header.l1_table, self.header.l1_size, true)?;
@@ -34,6 +36,7 @@ impl Checker<'_> {
         }
         let limit = self.file.storage.size().saturating_add(bits.size());
         let Some(end) = offset.0.checked_add(len).filter(|&end| end < limit) else {
+            self.claims.add(bits.host_cluster(offset).0..bits.clusters_for(offset.0.saturating_add(len)));
             return self.tally.note(Finding::PastEnd { offset, len });
         };
         for cluster in bits.host_cluster(offset).0..=bits.host_cluster(HostOffset(end - 1)).0 {
@@ -44,21 +47,18 @@ impl Checker<'_> {
     }
 
     fn snapshots(&mut self) -> Result<(), Error> {
-        let tables: Vec<_> =
-            self.snapshots.snapshots.iter().map(|record| (record.l1_table(), record.l1_size())).collect();
-        if self.format.data_file && !tables.is_empty() {
+        if self.format.data_file && !self.snapshots.entries.is_empty() {
             self.tally.note(Finding::SnapshotsWithDataFile(self.header.snapshots));
         }
-        for (index, (offset, entries)) in tables.into_iter().enumerate() {
-            let named = |checker: &Self| {
-                let record = &checker.snapshots.snapshots[index];
-                (record.id(), record.name())
-            };
+        for index in 0..self.snapshots.entries.len() {
+            let snapshot = &self.snapshots.entries[index].snapshot;
+            let (offset, entries) = (snapshot.l1_table, snapshot.l1_size);
+            let names = || (snapshot.id.clone(), snapshot.name.clone());
             if self.header.cluster_bits.offset_within(offset.0) != 0 {
-                let (id, name) = named(self);
+                let (id, name) = names();
                 self.tally.note(Finding::SnapshotL1Misaligned { id, name, offset });
             } else if u64::from(entries) > MAX_L1_SIZE / 8 {
-                let (id, name) = named(self);
+                let (id, name) = names();
                 self.tally.note(Finding::SnapshotL1TooLarge { id, name, entries });
             } else {
                 self.l1_table(offset, entries, false)?;
@@ -100,7 +100,7 @@ impl Checker<'_> {
                 }
             }
         }
-        if changed {
+        if changed && bits.offset_within(offset.0) == 0 {
             self.file.write(&self.format.encode(&entries), offset)?;
         }
         Ok(())
@@ -207,9 +207,13 @@ impl Checker<'_> {
         Ok(())
     }
 
-    /// Lets the file reach to `end`; false if the host does not.
+    /// Lets the file reach to `end`; false if files do not.
     fn extend_to(&mut self, end: HostOffset) -> bool {
-        self.file.set_size(self.file.storage.size().max(end.0)).is_ok()
+        let extended = end.0 <= MAX_FILE && self.file.set_size(self.file.storage.size().max(end.0)).is_ok();
+        if !extended {
+            self.tally.note(Finding::CannotExtend { too_large: i64::try_from(end.0).is_ok() });
+        }
+        extended
     }
 
     fn refcount_blocks(&mut self) -> Result<(), Error> {
@@ -224,12 +228,7 @@ impl Checker<'_> {
                 self.rebuild = true;
                 self.tally.note(Finding::RefcountBlockMisaligned(index));
             } else if bits.host_cluster(offset).0 >= self.counts.clusters() {
-                let repaired = self.fix == Fix::All && self.extend_to(offset.plus(bits.size()));
-                self.rebuild |= self.fix == Fix::All && !repaired;
-                self.tally.note(Finding::RefcountBlockPastEnd { index, repaired });
-                if repaired {
-                    self.count(offset, bits.size());
-                }
+                self.refcount_block_past_end(index, offset);
             } else if offset.0 != 0 {
                 self.count(offset, bits.size());
                 let references = self.counts.get(bits.host_cluster(offset));
@@ -240,6 +239,20 @@ impl Checker<'_> {
             }
         }
         Ok(())
+    }
+
+    fn refcount_block_past_end(&mut self, index: u64, offset: HostOffset) {
+        let repair = self.fix == Fix::All;
+        self.tally.note(Finding::RefcountBlockPastEnd { index, repaired: repair });
+        let end = offset.plus(self.header.cluster_bits.size());
+        if repair && self.extend_to(end) {
+            self.count(offset, self.header.cluster_bits.size());
+        } else if repair {
+            // Not repaired after all, but it will be by new refcounts.
+            self.tally.corruptions_fixed -= 1;
+            self.tally.report.corruptions += 1;
+            self.rebuild = true;
+        }
     }
 }
 

@@ -79,6 +79,18 @@ impl Stored {
         }))
     }
 
+    /// The first cluster from `cluster` on that a block counts.
+    pub(crate) fn skip_missing(&self, cluster: HostCluster) -> HostCluster {
+        let per_block = self.per_block();
+        let index = cluster.0 / per_block;
+        let rest = self.table.get(in_memory(index)..).unwrap_or_default();
+        match rest.iter().position(|&entry| Self::offset(entry).0 != 0) {
+            Some(0) => cluster,
+            Some(blocks) => HostCluster((index + blocks as u64) * per_block),
+            None => HostCluster(u64::MAX),
+        }
+    }
+
     /// Fails if the block that counts `cluster` cannot be where it is said to be.
     pub(crate) fn locate(&self, cluster: HostCluster) -> Result<(), Unreadable> {
         let block = cluster.0 / self.per_block();

@@ -6,7 +6,7 @@ mod table;
 use crate::types::HostOffset;
 
 pub use edit::NewSnapshot;
-pub(crate) use table::{SnapshotTable, entry_starts, read_table};
+pub(crate) use table::{SnapshotEntry, SnapshotTable, encode, entry_starts, read_table};
 
 /// An internal snapshot, as its entry in the snapshot table describes it.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -50,7 +50,13 @@ impl SnapshotEntry {
         let variable = file.read_structure(Place::Snapshot(index), at.plus(FIXED), extra_len + id_len + name_len)?;
         let (extra, names) = variable.split_at(in_memory(extra_len));
         let (id, name) = names.split_at(in_memory(id_len));
-        let extra_word = |at: usize| extra.get(at..at + 8).map(|_| Fields(extra).u64(at));
+        let len = (FIXED + variable.len() as u64).next_multiple_of(8);
+        Ok((Self::parse(fixed, Fields(extra), id, name), len))
+    }
+
+    /// The entry with these parts. Extra data that is not there has its default.
+    pub(crate) fn parse(fixed: Fields<'_>, extra: Fields<'_>, id: &[u8], name: &[u8]) -> Self {
+        let extra_word = |at: usize| (extra.0.len() >= at + 8).then(|| extra.u64(at));
         let snapshot = Snapshot {
             id: String::from_utf8_lossy(id).into_owned(),
             name: String::from_utf8_lossy(name).into_owned(),
@@ -62,9 +68,8 @@ impl SnapshotEntry {
             disk_size: extra_word(8),
             icount: extra_word(16).filter(|&count| count != u64::MAX),
         };
-        let unknown = extra.get(KNOWN_EXTRA..).unwrap_or_default().to_vec();
-        let len = (FIXED + variable.len() as u64).next_multiple_of(8);
-        Ok((Self { id: id.to_vec(), name: name.to_vec(), unknown, snapshot }, len))
+        let unknown = extra.0.get(KNOWN_EXTRA..).unwrap_or_default().to_vec();
+        Self { id: id.to_vec(), name: name.to_vec(), unknown, snapshot }
     }
 
     /// Appends the entry as it is stored. Where no size was recorded, the disk had the one it has now: `disk_size`.

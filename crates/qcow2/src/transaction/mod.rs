@@ -30,7 +30,7 @@ use crate::layer::Layer;
 use crate::mapping::L2Tables;
 use crate::types::GuestCluster;
 use commit::Prepared;
-use header::{HeaderArea, replace_header};
+pub(crate) use header::{HeaderArea, replace_header};
 use metadata::Metadata;
 use refcounts::Refcounts;
 use state::Phase;
