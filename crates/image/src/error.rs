@@ -173,6 +173,34 @@ pub enum Error {
         /// Size of the disk in bytes.
         size: u64,
     },
+    /// Something that only qcow2 images have.
+    #[error("{}: not a qcow2 image, and so without snapshots, bitmaps, options and a backing file", path.display())]
+    NotQcow2 {
+        /// The image.
+        path: PathBuf,
+    },
+    /// A disk of no size, or of more bytes than any disk has.
+    #[error("{}: the new size must be positive, and below 2^63 bytes", path.display())]
+    SizeNotPositive {
+        /// The image.
+        path: PathBuf,
+    },
+    /// Space was asked for, though the disk does not grow.
+    #[error("{}: space can only be preallocated for a disk that grows", path.display())]
+    PreallocatedShrink {
+        /// The image.
+        path: PathBuf,
+    },
+    /// A disk would lose what lies at its end, and nobody agreed to that.
+    #[error("{}: resizing the disk from {old} to {new} bytes would delete what lies beyond; allow it to shrink", path.display())]
+    WouldShrink {
+        /// The image.
+        path: PathBuf,
+        /// Size of the disk in bytes.
+        old: u64,
+        /// The size asked for, in bytes.
+        new: u64,
+    },
     /// A way of taking space on the host that the format does not have.
     #[error("{}: preallocation mode {mode} is not supported; choose another", path.display())]
     UnsupportedPreallocation {

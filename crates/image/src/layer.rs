@@ -12,7 +12,7 @@ use qtk_qcow2::{Header, HostOffset, Mapping, MappingKind};
 use crate::format::{Probe, probe};
 use crate::node::Node;
 use crate::spec::{NodeSpec, OptionValue, Options, SpecError, known};
-use crate::storage::{Host, Storage, file_child, refuse_leftover};
+use crate::storage::{Host, Part, Storage, file_child, refuse_leftover};
 use crate::{BackingPolicy, Error, Format, SnapshotName};
 
 /// QEMU sees disks in whole sectors: a raw file of any other length reads as zeroes to the end of its last one.
@@ -199,6 +199,11 @@ impl ChainLayer {
             Content::Raw => self.path().to_string_lossy(),
             Content::Qcow2(_) => Cow::Borrowed(&self.data_storage().node.filename),
         }
+    }
+
+    /// The part of the file that the image lies in.
+    pub(crate) fn part(&self) -> Part {
+        self.storage.part
     }
 
     pub(crate) fn node(&self) -> &Node {

@@ -152,6 +152,9 @@ pub enum SpecError {
     /// A raw node's size that is not in whole sectors.
     #[error("Specified size is not multiple of 512")]
     UnalignedSize,
+    /// A raw node whose size is a part of its description.
+    #[error("Cannot resize fixed-size raw disks")]
+    FixedSize,
     /// `file` for something else than a regular file, or `host_device` for one.
     #[error("'{driver}' driver requires '{name}' to be {}", if driver == "file" { "a regular file" } else { "either a character or block device" })]
     WrongFileType {
