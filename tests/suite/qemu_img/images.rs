@@ -91,7 +91,8 @@ impl Pair<'_> {
         for verb in ["info", "check", "map"] {
             let [qemu, ours] = self.sides.each_ref().map(|side| self.ask(verb, side));
             if qemu != ours {
-                told.push(format!("{verb} should be\n{}\nbut is\n{}", qemu.1, ours.1));
+                let codes = format!("exit codes {} and {}", qemu.0, ours.0);
+                told.push(format!("{verb} differs, {codes}:\n{}", changes(&qemu.1, &ours.1)));
             }
         }
         let compared = self.compare("qcow2");
@@ -144,6 +145,18 @@ impl Pair<'_> {
         }
         (!same).then(|| format!("snapshot {id} differs"))
     }
+}
+
+/// The lines from the first to the last that differ, those of `qemu` with a minus and those of `ours` with a plus.
+fn changes(qemu: &str, ours: &str) -> String {
+    let [qemu, ours]: [Vec<&str>; 2] = [qemu, ours].map(|text| text.lines().collect());
+    let same = |pairs: &mut dyn Iterator<Item = (&&str, &&str)>| pairs.take_while(|(one, other)| one == other).count();
+    let head = same(&mut qemu.iter().zip(&ours));
+    let tail = same(&mut qemu[head..].iter().rev().zip(ours[head..].iter().rev()));
+    let lines = |sign, text: &[&str]| -> String {
+        text[head..text.len() - tail].iter().map(|line| format!("    {sign} {line}\n")).collect()
+    };
+    lines('-', &qemu) + &lines('+', &ours)
 }
 
 /// Neither side wrote to its copy.

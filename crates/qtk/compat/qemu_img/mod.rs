@@ -1,19 +1,25 @@
 //! qtk under the name `qemu-img`: the command line, the output and the exit codes of QEMU's tool.
 
+mod bench;
 mod compare;
+mod convert;
 mod create_options;
+mod dd;
 mod getopt;
 mod help;
 mod info;
 mod json;
 mod keyval;
 mod map;
+mod measure;
 mod message;
 mod new_qcow2;
 mod object;
 mod open;
 mod progress;
 mod size;
+mod snapshot_param;
+mod target;
 mod words;
 
 use std::ffi::OsString;
@@ -32,7 +38,15 @@ type Outcome = Result<ExitCode, Failure>;
 type Command = (&'static str, fn(Vec<OsString>) -> Outcome);
 
 /// The commands, in alphabetical order.
-const COMMANDS: &[Command] = &[("compare", compare::run), ("info", info::run), ("map", map::run)];
+const COMMANDS: &[Command] = &[
+    ("bench", bench::run),
+    ("compare", compare::run),
+    ("convert", convert::run),
+    ("dd", dd::run),
+    ("info", info::run),
+    ("map", map::run),
+    ("measure", measure::run),
+];
 
 /// Does what a command line asks for.
 pub(crate) fn run(command_line: Vec<OsString>) -> ExitCode {

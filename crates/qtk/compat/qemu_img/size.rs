@@ -1,5 +1,7 @@
 //! Numbers as QEMU reads them.
 
+use std::ops::RangeInclusive;
+
 use super::NAME;
 use super::message::Failure;
 
@@ -52,10 +54,16 @@ pub(crate) fn size(text: &str) -> Result<u64, NumberError> {
 
 /// The size that an argument says, of what errors call `what`.
 pub(crate) fn argument(text: &str, what: &str) -> Result<u64, Failure> {
+    argument_in(text, what, 0..=i64::MAX.unsigned_abs())
+}
+
+/// As [`argument`], within limits.
+pub(crate) fn argument_in(text: &str, what: &str, limits: RangeInclusive<u64>) -> Result<u64, Failure> {
     match size(text) {
-        Ok(bytes) if i64::try_from(bytes).is_ok() => Ok(bytes),
+        Ok(bytes) if limits.contains(&bytes) => Ok(bytes),
         Ok(_) | Err(NumberError::OutOfRange) => {
-            Err(Failure::new(format!("Invalid {what} specified. Must be between 0 and {}.", i64::MAX)))
+            let (min, max) = limits.into_inner();
+            Err(Failure::new(format!("Invalid {what} specified. Must be between {min} and {max}.")))
         }
         Err(NumberError::Malformed) => Err(Failure::new(format!(
             "Invalid {what} specified. You may use k, M, G, T, P or E suffixes for\n\
