@@ -12,7 +12,7 @@ use crate::types::{ClusterBits, CompressionType, HostOffset, Version};
 use crate::writer::ImageWriter;
 
 /// Smaller clusters keep their room for the backing file's name, as in QEMU.
-const MIN_SIZE_FOR_NAMES: u64 = 8192;
+pub(crate) const MIN_SIZE_FOR_NAMES: u64 = 8192;
 
 /// What a new image is to be. The defaults are `qemu-img create`'s.
 #[derive(Clone, Debug)]

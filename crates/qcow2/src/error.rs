@@ -1,6 +1,7 @@
 use std::io;
 use std::ops::RangeInclusive;
 
+use crate::amend::AmendRefusal;
 use crate::bitmap::BitmapRefusal;
 use crate::snapshot::SnapshotRefusal;
 use crate::types::{GuestOffset, HostOffset};
@@ -116,6 +117,14 @@ pub enum Error {
         image: String,
         /// What is wrong.
         problem: OptionProblem,
+    },
+    /// The image cannot be amended as asked.
+    #[error("{image} cannot be amended: {refusal}")]
+    Amend {
+        /// Name of the image file.
+        image: String,
+        /// Why not.
+        refusal: AmendRefusal,
     },
     /// Somebody else wrote the header while a transaction was open.
     #[error("{image} was changed by another program while it was being edited; lock images before editing them")]
@@ -366,6 +375,9 @@ pub enum WriteObstacle {
     /// A cluster would have more users than a refcount of the image's width can count.
     #[error("a refcount would not fit in its width; convert it with wider refcounts")]
     RefcountOverflow,
+    /// Its disk cannot change its size: snapshots of version 2 do not say how large it was.
+    #[error("it is of version 2 and has snapshots, so its disk cannot be resized; amend it with compat=1.1 first")]
+    SnapshotsInVersion2,
     /// The refcount table would outgrow the format's limits.
     #[error("it would outgrow its refcount table; flatten it into a new image")]
     RefcountTableFull,
@@ -380,7 +392,8 @@ impl From<Error> for io::Error {
             Error::NotWritable { .. } => io::ErrorKind::ReadOnlyFilesystem,
             Error::OutOfRange { .. } => io::ErrorKind::UnexpectedEof,
             Error::ChangedMeanwhile { .. } => io::ErrorKind::ResourceBusy,
-            Error::Bitmap { .. }
+            Error::Amend { .. }
+            | Error::Bitmap { .. }
             | Error::Snapshot { .. }
             | Error::InvalidOption { .. }
             | Error::ImpossibleOptions { .. }

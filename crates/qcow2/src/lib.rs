@@ -5,6 +5,7 @@
 //! the crate `qtk-image` opens chains.
 
 mod allocator;
+mod amend;
 mod bitmap;
 mod cache;
 mod check;
@@ -26,6 +27,7 @@ mod transaction;
 mod types;
 mod writer;
 
+pub use amend::{Amend, AmendRefusal};
 pub use bitmap::{Bitmap, BitmapContents, BitmapRefusal, NewBitmap};
 pub use check::{CheckFailure, CheckReport, Finding, check, check_each};
 pub use create::{Backing, CreateOptions, create, create_with};

@@ -42,7 +42,7 @@ impl PendingBitmaps {
         self.entries.is_empty()
     }
 
-    pub(super) fn list(&self) -> impl Iterator<Item = &Bitmap> {
+    pub(crate) fn list(&self) -> impl Iterator<Item = &Bitmap> {
         self.entries.iter().map(|pending| &pending.entry.bitmap)
     }
 
@@ -117,7 +117,7 @@ impl State {
         self.record_dirty()
     }
 
-    pub(super) fn remove_bitmap(&mut self, name: &str) -> Result<(), Error> {
+    pub(crate) fn remove_bitmap(&mut self, name: &str) -> Result<(), Error> {
         let index = self.find_bitmap(name)?;
         let Pending { entry, .. } = self.bitmaps.entries.remove(index);
         self.bitmaps.changed = true;

@@ -1,7 +1,7 @@
 use super::table::{self, SnapshotEntry, SnapshotTable};
 use super::{Snapshot, SnapshotRefusal};
 use crate::entry::L1Entry;
-use crate::error::{Corruption, Error, Place};
+use crate::error::{Corruption, Error, Place, WriteObstacle};
 use crate::file::table_bytes;
 use crate::header::{MAX_L1_SIZE, MAX_SNAPSHOTS};
 use crate::mapping::L2Tables;
@@ -80,7 +80,7 @@ impl State {
         let snapshot = &snapshots[index];
         let size = snapshot.disk_size.unwrap_or(self.header().size);
         if size != self.header().size && self.header().version < Version::V3 {
-            return Err(self.refused(wanted, SnapshotRefusal::Version2Resize));
+            return Err(self.not_writable(WriteObstacle::SnapshotsInVersion2));
         }
         let place = Place::SnapshotL1Table(index as u64);
         let mut l1 = self.snapshot_l1(snapshot, place)?;

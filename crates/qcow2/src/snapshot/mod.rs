@@ -68,7 +68,4 @@ pub enum SnapshotRefusal {
     /// It was taken in the same transaction.
     #[error("it has not been committed yet")]
     Uncommitted,
-    /// Its disk had another size, and version 2 cannot resize a disk that has snapshots.
-    #[error("its disk had another size; amend the image with compat=1.1 first")]
-    Version2Resize,
 }

@@ -18,7 +18,7 @@ pub(super) fn read_table(file: &ImageFile, header: &Header) -> Result<Vec<u64>, 
 }
 
 /// The refcounts that the image has on storage.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Committed {
     pub(super) file: ImageFile,
     pub(super) bits: ClusterBits,
@@ -36,6 +36,13 @@ pub(super) struct Block {
     /// Clusters that the transaction took.
     pub(super) ours: BitSet,
     pub(super) changed: bool,
+}
+
+impl Block {
+    pub(super) fn empty(per_block: u64, bits: ClusterBits) -> Self {
+        let (busy, ours) = (BitSet::new(per_block), BitSet::new(per_block));
+        Self { counts: vec![0; bits.buffer_len()], busy, ours, changed: false }
+    }
 }
 
 /// A bit for each cluster that a block counts.
@@ -88,8 +95,7 @@ impl Committed {
             }
             _ => vec![0; self.bits.buffer_len()],
         };
-        let (busy, ours) = (BitSet::new(per_block), BitSet::new(per_block));
-        let mut block = Block { counts, busy, ours, changed: false };
+        let mut block = Block { counts, ..Block::empty(per_block, self.bits) };
         for cluster in 0..per_block {
             if self.width.get(&block.counts, cluster) != 0 {
                 block.busy.set(cluster, true);

@@ -13,7 +13,7 @@ struct Area {
 }
 
 /// The clusters of the committed state that hold metadata, known not to overlap.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Metadata {
     areas: Vec<Area>,
 }

@@ -13,7 +13,9 @@ mod resize;
 mod state;
 mod subclusters;
 mod tree;
+mod width;
 mod write;
+mod zeroes;
 
 use std::collections::BTreeMap;
 use std::io;

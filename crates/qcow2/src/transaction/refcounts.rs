@@ -17,10 +17,10 @@ use crate::types::{HostCluster, HostOffset, in_memory};
 /// gives up still belongs to the committed state until the header is replaced. Every block with a cluster in use has a place.
 #[derive(Clone, Debug)]
 pub(super) struct Refcounts {
-    committed: Arc<Committed>,
-    blocks: BTreeMap<u64, Block>,
+    pub(super) committed: Arc<Committed>,
+    pub(super) blocks: BTreeMap<u64, Block>,
     /// Offsets of the blocks.
-    table: Vec<u64>,
+    pub(super) table: Vec<u64>,
     /// Where the table lies.
     table_run: Range<u64>,
     /// Where the search for free clusters begins.
@@ -47,7 +47,7 @@ impl Refcounts {
     }
 
     /// The block that counts `cluster`, and the cluster's index in it.
-    fn block_of(&mut self, cluster: HostCluster) -> Result<(&mut Block, u64), Error> {
+    pub(super) fn block_of(&mut self, cluster: HostCluster) -> Result<(&mut Block, u64), Error> {
         let per_block = self.committed.per_block();
         let block = match self.blocks.entry(cluster.0 / per_block) {
             Entry::Occupied(entry) => entry.into_mut(),
@@ -118,7 +118,7 @@ impl Refcounts {
         Ok(())
     }
 
-    fn block_place(&self, index: u64) -> Option<HostCluster> {
+    pub(super) fn block_place(&self, index: u64) -> Option<HostCluster> {
         let &offset = self.table.get(in_memory(index))?;
         (offset != 0).then(|| self.committed.bits.host_cluster(HostOffset(offset)))
     }
@@ -132,7 +132,7 @@ impl Refcounts {
     }
 
     /// Gives the blocks that count `clusters` a place; false if that took a cluster.
-    fn cover(&mut self, clusters: &Range<u64>) -> Result<bool, Error> {
+    pub(super) fn cover(&mut self, clusters: &Range<u64>) -> Result<bool, Error> {
         let per_block = self.committed.per_block();
         let mut covered = true;
         for index in clusters.start / per_block..=(clusters.end - 1) / per_block {

@@ -6,7 +6,7 @@ use qtk_block::{Preallocation, is_zero};
 use super::state::{Origin, State};
 use crate::create::Backing;
 use crate::entry::{L1Entry, L2Entry};
-use crate::error::{Action, Error};
+use crate::error::{Action, Error, WriteObstacle};
 use crate::extension::{self, Extension};
 use crate::header::{MAX_BACKING_NAME, MAX_L1_SIZE};
 use crate::mapping::{self, L2Tables, MappingKind};
@@ -15,6 +15,7 @@ use crate::types::{GuestCluster, HostCluster, Version, in_memory};
 impl State {
     /// Gives the disk another size.
     pub(crate) fn resize(&mut self, size: u64, preallocation: Preallocation) -> Result<(), Error> {
+        self.check_resizable()?;
         let old = self.size();
         if size < old {
             self.shrink(size)?;
@@ -39,6 +40,13 @@ impl State {
         }
         self.data_end = shrinks.then_some(size);
         Ok(())
+    }
+
+    fn check_resizable(&self) -> Result<(), Error> {
+        if self.header.snapshots > 0 && self.header.version < Version::V3 {
+            return Err(self.not_writable(WriteObstacle::SnapshotsInVersion2));
+        }
+        self.bitmaps.check_resizable(self.file())
     }
 
     fn shrink(&mut self, size: u64) -> Result<(), Error> {
@@ -190,6 +198,10 @@ impl State {
         self.packed_to = None;
         self.cut_tail = true;
         Ok(())
+    }
+
+    pub(crate) fn not_writable(&self, obstacle: WriteObstacle) -> Error {
+        Error::NotWritable { image: self.file().name.to_string(), obstacle }
     }
 
     pub(super) fn invalid(&self, option: &'static str, value: u64, allowed: std::ops::RangeInclusive<u64>) -> Error {
