@@ -145,6 +145,7 @@ impl Allocator {
                 for taken in clusters.start..cluster {
                     self.set(taken, self.count(taken) - 1);
                 }
+                self.next = self.next.min(clusters.start);
                 return Ok(Outcome::Again);
             }
             let count = self.count(cluster);
