@@ -121,6 +121,14 @@ pub enum Error {
         /// The file that is in the chain already.
         again: PathBuf,
     },
+    /// A new image would replace a file that it is made from.
+    #[error("{}: it belongs to the chain of {}; write to another file", path.display(), source_image.display())]
+    TargetInChain {
+        /// The file that would be replaced.
+        path: PathBuf,
+        /// What is read.
+        source_image: PathBuf,
+    },
     /// A chain of more backing files than anybody has.
     #[error("{}: the chain of backing files is longer than {limit}; flatten a part of it first", image.display())]
     ChainTooLong {

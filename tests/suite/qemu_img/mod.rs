@@ -24,6 +24,6 @@ macro_rules! cases {
     };
 }
 
-cases!(;
-    waiting: options, create, info, check, map, compare, snapshot, resize, bitmap, amend, convert, dd, measure, commit, rebase, bench
+cases!(dd, bench;
+    waiting: options, create, info, check, map, compare, snapshot, resize, bitmap, amend, convert, measure, commit, rebase
 );

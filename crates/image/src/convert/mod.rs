@@ -286,8 +286,7 @@ pub(crate) fn guard_target(sources: &[Image], output: &Path) -> Result<Option<Im
     let id = file_id(output);
     let mut layers = sources.iter().flat_map(Image::layers);
     if let Some(layer) = layers.find(|layer| Some(layer.id()) == id) {
-        let problem = format!("it belongs to the chain of {}; write to another file", layer.path().display());
-        return Err(Error::Invalid { path: output.to_owned(), problem });
+        return Err(Error::TargetInChain { path: output.to_owned(), source_image: layer.path().to_owned() });
     }
     refuse_used(output)
 }

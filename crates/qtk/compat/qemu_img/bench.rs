@@ -81,6 +81,10 @@ impl Request {
         let image = self.image.open(name, access)?;
         self.announce()?;
         let taken = bench(image, &self.requests).map_err(|error| match &error {
+            // Past the end of the disk.
+            Error::Read { source, .. } | Error::Io { source, .. } if source.kind() == io::ErrorKind::UnexpectedEof => {
+                Failure::new("Failed request: Input/output error")
+            }
             Error::Read { source, .. } | Error::Io { source, .. } => {
                 Failure::new(format!("Failed request: {}", words::system(source)))
             }

@@ -174,7 +174,9 @@ impl Request {
             error @ Error::Io { action: "create it", .. } => {
                 in_target(Failure::new(words::image(&error).replacen("Could not open", "Could not create", 1)))
             }
-            error @ (Error::Busy { .. } | Error::Invalid { .. }) => in_target(error.into()),
+            error @ (Error::Busy { .. } | Error::TargetInChain { .. } | Error::Invalid { .. }) => {
+                in_target(error.into())
+            }
             error => while_copying(error),
         })
     }

@@ -1,8 +1,10 @@
 use std::ffi::{OsStr, OsString};
 use std::io::{self, Write};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-use qtk_image::{Format, MeasureSource, Measurement, SnapshotName, measure};
+use qtk_image::{Format, MeasureSource, Measurement, NewImage, SnapshotName, measure};
+use qtk_qcow2::{CreateOptions, Version};
 use serde_json::{Map, Value};
 
 use super::getopt::{Found, Options};
@@ -11,7 +13,7 @@ use super::keyval::{self, Values};
 use super::message::Failure;
 use super::open::ImageArguments;
 use super::target::Driver;
-use super::{Outcome, help, size, snapshot_param};
+use super::{Outcome, help, new_qcow2, size, snapshot_param};
 
 const OPTIONS: &str = "h|help f: l: o: O: U|force-share object: image-opts output: size:";
 
@@ -87,11 +89,12 @@ impl Request {
             failure.report();
             return Err(Failure::new(format!("Invalid options for file format '{}'", driver.name)));
         }
+        let mut target = NewImage { format: driver.format, ..NewImage::default() };
         // What raw images are made by does not show in their length.
-        let target = match driver.format {
-            Format::Raw => driver.new_image(&Values::new(driver.parameters()), None)?,
-            Format::Qcow2 => driver.new_image(&values, None)?,
-        };
+        if driver.format == Format::Qcow2 {
+            target.qcow2 = qcow2_options(&values)?;
+            target.base = values.text("backing_file").map(PathBuf::from);
+        }
         self.print(measure(source, &target)?)?;
         Ok(ExitCode::SUCCESS)
     }
@@ -115,4 +118,30 @@ impl Request {
             }
         }
     }
+}
+
+/// Those options of a qcow2 image that its size depends on. QEMU looks at no others here, and at these in its own way.
+fn qcow2_options(values: &Values) -> Result<CreateOptions, Failure> {
+    let options = CreateOptions {
+        cluster_bits: new_qcow2::cluster_bits(values, Version::V3)?,
+        version: match values.text("compat") {
+            None | Some("1.1") => Version::V3,
+            Some("0.10") => Version::V2,
+            Some(other) => return Err(Failure::new(format!("Invalid compatibility level: '{other}'"))),
+        },
+        refcount_bits: u32::try_from(values.number("refcount_bits").unwrap_or(16)).unwrap_or(u32::MAX),
+        extended_l2: values.boolean("extended_l2").unwrap_or(false),
+        ..CreateOptions::default()
+    };
+    new_qcow2::check_refcount_bits(&options, "compat=1.1")?;
+    if values.text("encrypt.format") == Some("luks") {
+        return Err(Failure::new(match values.is_set("encrypt.key-secret") {
+            true => "Encrypted images cannot be measured",
+            false => "Parameter 'encrypt.key-secret' is required for cipher",
+        }));
+    }
+    let preallocation = values.text("preallocation").unwrap_or("off");
+    let preallocation = new_qcow2::preallocation_mode(preallocation)
+        .ok_or_else(|| Failure::new(format!("invalid parameter value: {preallocation}")))?;
+    Ok(CreateOptions { preallocation, ..options })
 }

@@ -160,7 +160,8 @@ fn compression(values: &Values) -> Result<CompressionType, Failure> {
     known.into_iter().find(|known| known.name() == name).ok_or_else(|| not_accepted("compression-type", name))
 }
 
-fn cluster_bits(values: &Values, version: Version) -> Result<ClusterBits, Failure> {
+/// The cluster size, with an eye on whether clusters are divided.
+pub(crate) fn cluster_bits(values: &Values, version: Version) -> Result<ClusterBits, Failure> {
     let extended = values.boolean("extended_l2").unwrap_or(false);
     if extended && version < Version::V3 {
         return Err(needs_v3("Extended L2 entries are only supported"));
@@ -182,6 +183,18 @@ fn needs_v3(feature: &str) -> Failure {
     Failure::new(format!("{feature} with compatibility level 1.1 and above (use version=v3 or greater)"))
 }
 
+/// A width that there is, in a version that has it; errors say how to ask for such a version.
+pub(crate) fn check_refcount_bits(options: &CreateOptions, with: &str) -> Result<(), Failure> {
+    if !options.refcount_bits.is_power_of_two() || options.refcount_bits > 64 {
+        return Err(Failure::new("Refcount width must be a power of two and may not exceed 64 bits"));
+    }
+    if options.version < Version::V3 && options.refcount_bits != 16 {
+        let problem = "Different refcount widths than 16 bits require compatibility level 1.1 or above";
+        return Err(Failure::new(format!("{problem} (use {with} or greater)")));
+    }
+    Ok(())
+}
+
 /// What does not go together.
 fn check(options: &CreateOptions, has_backing_format: bool) -> Result<(), Failure> {
     let v2 = options.version < Version::V3;
@@ -196,13 +209,7 @@ fn check(options: &CreateOptions, has_backing_format: bool) -> Result<(), Failur
     if v2 && options.lazy_refcounts {
         return Err(needs_v3("Lazy refcounts only supported"));
     }
-    if !options.refcount_bits.is_power_of_two() || options.refcount_bits > 64 {
-        return Err(Failure::new("Refcount width must be a power of two and may not exceed 64 bits"));
-    }
-    if v2 && options.refcount_bits != 16 {
-        let problem = "Different refcount widths than 16 bits require compatibility level 1.1 or above";
-        return Err(Failure::new(format!("{problem} (use version=v3 or greater)")));
-    }
+    check_refcount_bits(options, "version=v3")?;
     if options.data_file_raw && options.backing.is_some() {
         return Err(Failure::new("Backing file and data-file-raw cannot be used at the same time"));
     }

@@ -21,6 +21,10 @@ pub(crate) fn image(error: &Error) -> String {
                 path.display()
             )
         }
+        Error::DiskTooLarge { .. } => "The image size is too large (try using a larger cluster size)".to_owned(),
+        Error::TargetInChain { path, .. } => {
+            format!("Failed to get \"write\" lock\nIs another process using the image [{}]?", path.display())
+        }
         Error::Read { source, .. } | Error::Compare { source, .. } => system(source),
         other => other.to_string(),
     }
