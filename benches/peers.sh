@@ -16,6 +16,7 @@ guest=$(tests/guest/build.sh)
 work=$(mktemp -d "${TMPDIR:-/var/tmp}/qtk-peers-XXXXXX")
 trap 'rm -rf "$work"' EXIT
 cd "$work"
+qtk compat install drop-in
 
 # --- what the commands work on ---
 head -c 60M /dev/urandom >payload
@@ -54,6 +55,13 @@ run() {
         "$(stat --format %s "$output" 2>/dev/null || echo 0)" >>"$results"
 }
 
+# The same command line under qemu-img's name, given to both.
+both() {
+    local task=$1 command=$2 output=${3-} before=${4:-:}
+    run "$task" qtk "drop-in/qemu-img $command" "$output" "$before"
+    run "$task" qemu-img "qemu-img $command" "$output" "$before"
+}
+
 round() {
     local codec source task
     for codec in zlib zstd; do
@@ -72,6 +80,19 @@ round() {
             qemu-img compare -q ours.qcow2 theirs.qcow2 || fail "$task: the outputs differ"
         done
     done
+    both "convert raw to qcow2" "convert -O qcow2 $base new.qcow2" new.qcow2
+    both "convert raw to compressed qcow2" "convert -c -O qcow2 $base new.qcow2" new.qcow2
+    both "convert compressed qcow2 to raw" "convert -O raw packed.qcow2 new.raw" new.raw
+    both "commit an overlay" "commit -q top.qcow2" '' \
+        'cp plain.qcow2 below.qcow2; cp plain-1.qcow2 top.qcow2; qemu-img rebase -u -b below.qcow2 -F qcow2 top.qcow2'
+    both "rebase onto the base's base" "rebase -b plain.qcow2 -F qcow2 top.qcow2" top.qcow2 'cp plain-2.qcow2 top.qcow2'
+    both "take a snapshot" "snapshot -c one top.qcow2" '' 'cp plain.qcow2 top.qcow2'
+    both "check" "check packed.qcow2"
+    both "compare" "compare packed.qcow2 plain.qcow2"
+    both "map" "map --output=json plain-2.qcow2"
+    both "measure" "measure -O qcow2 plain-2.qcow2"
+    both "info" "info --backing-chain plain-2.qcow2"
+    both "create" "create -q -f qcow2 -b plain.qcow2 -F qcow2 new.qcow2" new.qcow2
     task="inject 60 MiB"
     run "$task" qtk "qtk inject edited.qcow2 payload /usr/local/bin/" '' 'cp packed.qcow2 edited.qcow2'
     run "$task" "debugfs, raw image" \
