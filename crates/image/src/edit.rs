@@ -12,8 +12,8 @@ fn for_writing(options: &OpenOptions) -> OpenOptions {
     OpenOptions { access: Access::ReadWrite, ..options.clone() }
 }
 
-/// Changes the qcow2 image that `spec` describes, with its chain open, in one transaction.
-pub(crate) fn edit<T>(
+/// Changes the qcow2 image that `spec` describes, with its chain open, in one transaction: snapshots, bitmaps, features.
+pub fn edit<T>(
     spec: &NodeSpec,
     options: &OpenOptions,
     change: impl FnOnce(&qtk_qcow2::Transaction, &Image) -> Result<T, Error>,

@@ -39,6 +39,7 @@ pub use compare::{Comparison, compare};
 pub use convert::{BitmapCopy, ConvertOptions, ConvertReport, ConvertWarning, Target, convert};
 pub use create::{NewImage, create_image, open_base};
 pub use dd::{DdOptions, DdReport, dd};
+pub use edit::edit;
 pub use error::Error;
 pub use flatten::{FlattenOptions, flatten};
 pub use format::Format;
