@@ -6,7 +6,7 @@ use crate::types::{ClusterBits, HostOffset};
 /// Says that a refcount is exactly one.
 pub(crate) const COPIED: u64 = 1 << 63;
 const COMPRESSED: u64 = 1 << 62;
-const ZERO: u64 = 1;
+pub(crate) const ZERO: u64 = 1;
 const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
 const SECTOR: u64 = 512;
 

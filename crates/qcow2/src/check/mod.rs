@@ -64,6 +64,9 @@ pub enum CheckFailure {
     /// The image or its snapshot table is larger than QEMU takes.
     #[error("File too large")]
     FileTooLarge,
+    /// An L1 table is said to lie beyond all files.
+    #[error("Input/output error")]
+    OutOfReach,
     /// The refcounts would have to be written anew, which was not asked for.
     #[error("Input/output error")]
     NeedsRebuild,
@@ -104,8 +107,7 @@ pub fn check(layer: &Layer) -> Result<CheckReport, Error> {
 /// Memory holds two bits for most clusters in use, the active L1 table, and a bounded number of refcount blocks.
 pub fn check_each(layer: &Layer, found: &mut dyn FnMut(&Finding)) -> Result<CheckReport, Error> {
     let mut checker = Checker::new(layer.file().clone(), layer.header().clone(), Fix::Nothing, found)?;
-    if checker.begin()? {
-        checker.count_references()?;
+    if checker.begin()? && checker.count_references()? {
         checker.compare()?;
         checker.check_copied()?;
     }
@@ -163,6 +165,8 @@ pub(crate) struct Checker<'a> {
     pub(crate) claims: Claims,
     pub(crate) stored: Stored,
     pub(crate) tally: Tally<'a>,
+    /// Clusters that were made free, in runs.
+    pub(crate) freed: Vec<std::ops::Range<u64>>,
     pub(crate) fix: Fix,
     /// Whether refcounts in place cannot be corrected.
     pub(crate) rebuild: bool,
@@ -189,6 +193,7 @@ impl<'a> Checker<'a> {
             tally: Tally { report, leaks_fixed: 0, corruptions_fixed: 0, found },
             file,
             header,
+            freed: Vec::new(),
             fix,
             rebuild: false,
         })

@@ -48,7 +48,15 @@ impl Checker<'_> {
             Fix::All => refcount > 0,
         };
         self.tally.note(Finding::Refcount { cluster, refcount, references, repaired });
-        if repaired { self.stored.set(cluster, references) } else { Ok(()) }
+        if !repaired {
+            return Ok(());
+        }
+        match self.freed.last_mut() {
+            _ if references > 0 => {}
+            Some(run) if run.end == cluster.0 => run.end += 1,
+            _ => self.freed.push(cluster.0..cluster.0 + 1),
+        }
+        self.stored.set(cluster, references)
     }
 
     /// Checks, and with a `fix` corrects, the flags that say whether the refcount of a cluster is exactly one. Only those of

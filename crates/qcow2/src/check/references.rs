@@ -1,8 +1,10 @@
+use std::ops::Range;
+
 use super::finding::Finding;
 use super::stored::Stored;
-use super::{Checker, Fix};
+use super::{CheckFailure, Checker, Fix};
 use crate::bitmap::BitmapDirectory;
-use crate::entry::{COPIED, Cluster, L1Entry, L2Entry};
+use crate::entry::{COPIED, Cluster, L1Entry, L2Entry, ZERO};
 use crate::error::{Corruption, Error, Place};
 use crate::header::MAX_L1_SIZE;
 use crate::types::{HostCluster, HostOffset};
@@ -13,40 +15,53 @@ const BITMAP_RESERVED: u64 = 0xff00_0000_0000_01fe;
 const MAX_FILE: u64 = (16 << 40) - 4096;
 
 impl Checker<'_> {
-    /// Counts every reference in the image. What can only be repaired before refcounts are compared is repaired here.
-    pub(crate) fn count_references(&mut self) -> Result<(), Error> {
+    /// Counts every reference in the image; false if the check ends here. What can only be repaired before refcounts are
+    /// compared is repaired on the way.
+    pub(crate) fn count_references(&mut self) -> Result<bool, Error> {
         let bits = self.header.cluster_bits;
         self.count(HostOffset(0), bits.size());
         self.l1_table(self.header.l1_table, self.header.l1_size, true)?;
-        self.snapshots()?;
+        if !self.snapshots()? {
+            self.tally.report.failure = Some(CheckFailure::OutOfReach);
+            return Ok(false);
+        }
         self.count(self.header.snapshot_table, self.snapshots.len);
         self.count(self.header.refcount_table, u64::from(self.header.refcount_table_clusters) * bits.size());
         if let Some((offset, len)) = self.header.encryption_header() {
             self.count(offset, len);
         }
         self.bitmaps()?;
-        self.refcount_blocks()
+        self.refcount_blocks()?;
+        Ok(true)
     }
 
-    /// Counts a reference to every cluster of a range of the file. The last cluster of the file may be cut short.
+    /// Counts a reference to every cluster of a range of the file.
     fn count(&mut self, offset: HostOffset, len: u64) {
         let bits = self.header.cluster_bits;
-        if len == 0 {
-            return;
-        }
-        let limit = self.file.storage.size().saturating_add(bits.size());
-        let Some(end) = offset.0.checked_add(len).filter(|&end| end < limit) else {
+        let Some(clusters) = self.clusters_in_file(offset, len) else {
             self.claims.add(bits.host_cluster(offset).0..bits.clusters_for(offset.0.saturating_add(len)));
             return self.tally.note(Finding::PastEnd { offset, len });
         };
-        for cluster in bits.host_cluster(offset).0..=bits.host_cluster(HostOffset(end - 1)).0 {
-            if !self.counts.add(HostCluster(cluster)) {
-                self.tally.note(Finding::RefcountOverflow(bits.host_offset(HostCluster(cluster))));
+        for cluster in clusters.map(HostCluster) {
+            if !self.counts.add(cluster) {
+                self.tally.note(Finding::RefcountOverflow(bits.host_offset(cluster)));
             }
         }
     }
 
-    fn snapshots(&mut self) -> Result<(), Error> {
+    /// The clusters of a range, unless it lies past the end of the file. The last cluster of the file may be cut short.
+    pub(crate) fn clusters_in_file(&self, offset: HostOffset, len: u64) -> Option<Range<u64>> {
+        let bits = self.header.cluster_bits;
+        let limit = self.file.storage.size().saturating_add(bits.size());
+        let first = bits.host_cluster(offset).0;
+        match offset.0.checked_add(len)? {
+            _ if len == 0 => Some(first..first),
+            end => (end < limit).then(|| first..bits.clusters_for(end)),
+        }
+    }
+
+    /// Follows the snapshots; false if the L1 table of one is out of reach.
+    fn snapshots(&mut self) -> Result<bool, Error> {
         if self.format.data_file && !self.snapshots.entries.is_empty() {
             self.tally.note(Finding::SnapshotsWithDataFile(self.header.snapshots));
         }
@@ -62,9 +77,13 @@ impl Checker<'_> {
                 self.tally.note(Finding::SnapshotL1TooLarge { id, name, entries });
             } else {
                 self.l1_table(offset, entries, false)?;
+                if i64::try_from(offset.0).is_err() && entries > 0 {
+                    self.tally.note(Finding::L1OutOfReach);
+                    return Ok(false);
+                }
             }
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Follows an L1 table. Only the active one describes the guest's disk as it is now.
@@ -159,10 +178,9 @@ impl Checker<'_> {
 
     /// Reports a cluster that does not begin where clusters do; true if the entry need not refer to it, and is repaired.
     fn misaligned(&mut self, entry: L2Entry, offset: HostOffset) -> bool {
-        let holds_data = match entry.decode(self.format) {
-            Cluster::Data { .. } => !self.format.extended || entry.subclusters & L2Entry::ALL_DATA != 0,
-            _ => false,
-        };
+        // The flag counts even in version 2.
+        let holds_data =
+            if self.format.extended { entry.subclusters & L2Entry::ALL_DATA != 0 } else { entry.word & ZERO == 0 };
         if holds_data {
             self.tally.note(Finding::DataMisaligned(offset));
             return false;

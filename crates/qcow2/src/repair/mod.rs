@@ -10,6 +10,8 @@ mod users;
 
 use std::sync::Arc;
 
+use qtk_block::HostStorage;
+
 use crate::check::{CheckFailure, CheckReport, Checker, Finding, Fix, Stored};
 use crate::error::Error;
 use crate::features;
@@ -60,6 +62,7 @@ pub fn repair(layer: &Layer, repair: Repair, found: &mut dyn FnMut(&Finding)) ->
     let mut checker = Checker::new(file, header.clone(), fix, found)?;
     if checker.begin()? && checker.repair()? {
         apply::apply(layer, &draft, &checker.header, &checker.claims)?;
+        checker.discard_freed(&**layer.storage());
     }
     Ok(RepairReport {
         check: checker.tally.report,
@@ -88,7 +91,9 @@ impl Checker<'_> {
     fn repair(&mut self) -> Result<bool, Error> {
         // What is wrong with the snapshot table has no bearing on the refcounts.
         let in_snapshot_table = std::mem::take(&mut self.tally.report.corruptions);
-        self.count_references()?;
+        if !self.count_references()? {
+            return Ok(false);
+        }
         let fix = std::mem::replace(&mut self.fix, Fix::Nothing);
         let before = self.tally.report.clone();
         self.compare()?;
@@ -147,11 +152,8 @@ impl Checker<'_> {
     /// Writes the snapshot table as it was read, without what is over the limits, and gives up the old one.
     fn replace_snapshot_table(&mut self) -> Result<(), Error> {
         let bits = self.header.cluster_bits;
-        let clusters_from = |offset, len| {
-            let first = bits.host_cluster(offset).0;
-            (first..first + bits.clusters_for(len)).map(HostCluster)
-        };
-        let old = clusters_from(self.header.snapshot_table, self.snapshots.len);
+        // A table that lies past the end takes no clusters.
+        let old = self.clusters_in_file(self.header.snapshot_table, self.snapshots.len).unwrap_or_default();
         let table = snapshot::encode(&self.snapshots.entries, self.header.size).unwrap_or_default();
         let count = bits.clusters_for(table.len() as u64);
         let free = self.free_run(count)?;
@@ -160,7 +162,8 @@ impl Checker<'_> {
             Some(cluster) => bits.host_offset(cluster),
             None => bits.host_offset(HostCluster(self.claims.skip(self.counts.clusters(), count))),
         };
-        let new = clusters_from(offset, table.len() as u64);
+        let first = bits.host_cluster(offset).0;
+        let (new, old) = ((first..first + count).map(HostCluster), old.map(HostCluster));
         new.clone().for_each(|cluster| self.counts.set(cluster, 1));
         old.clone().for_each(|cluster| self.counts.set(cluster, self.counts.get(cluster).saturating_sub(1)));
         if free.is_some() {
@@ -171,6 +174,19 @@ impl Checker<'_> {
         self.header.snapshots = u32::try_from(self.snapshots.entries.len()).unwrap_or(u32::MAX);
         self.header.snapshot_table = offset;
         self.file.write(&table, offset)
+    }
+
+    /// Returns the space of freed clusters to the host. That is only a hint: they are free whether it takes it or not.
+    fn discard_freed(&self, storage: &dyn HostStorage) {
+        let bits = self.header.cluster_bits.bits();
+        let in_use = |&cluster: &u64| self.counts.get(HostCluster(cluster)) != 0;
+        for run in &self.freed {
+            let mut next = run.start;
+            while let Some(start) = (next..run.end).find(|cluster| !in_use(cluster)) {
+                next = (start..run.end).find(in_use).unwrap_or(run.end);
+                let _ = storage.discard(start << bits..(next << bits).min(storage.size()));
+            }
+        }
     }
 
     /// The first of `count` free clusters in a row that have refcounts.

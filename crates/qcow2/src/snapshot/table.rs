@@ -54,8 +54,9 @@ impl SnapshotEntry {
         Ok((Self::parse(fixed, Fields(extra), id, name), len))
     }
 
-    /// The entry with these parts. Extra data that is not there has its default.
+    /// The entry with these parts. Extra data that is not there has its default, and a zero ends identifier and name.
     pub(crate) fn parse(fixed: Fields<'_>, extra: Fields<'_>, id: &[u8], name: &[u8]) -> Self {
+        let [id, name] = [id, name].map(|text| text.split(|&byte| byte == 0).next().unwrap_or_default());
         let extra_word = |at: usize| (extra.0.len() >= at + 8).then(|| extra.u64(at));
         let snapshot = Snapshot {
             id: String::from_utf8_lossy(id).into_owned(),
