@@ -85,10 +85,6 @@ impl Scenario {
         Self { before, old, new, events: recorder.events() }
     }
 
-    fn header_write(&self) -> Option<usize> {
-        self.events.iter().position(|event| matches!(event, WriteEvent::Write { offset: 0, .. }))
-    }
-
     /// The file when all is done.
     pub(crate) fn after(&self) -> Vec<u8> {
         let mut after = Remains(self.before.clone());
@@ -99,36 +95,46 @@ impl Scenario {
     /// Crashes everywhere and judges what is left.
     pub(crate) fn crash(&self) {
         let folder = tempfile::tempdir().unwrap();
-        let header_write = self.header_write().unwrap_or(usize::MAX);
-        let mut seen = BTreeSet::new();
-        let mut synced = Remains(self.before.clone());
-        let mut unsynced_from = 0;
-        for stop in 0..=self.events.len() {
-            let unsynced = &self.events[unsynced_from..stop];
-            for selection in selections(unsynced, stop as u64) {
-                let remains = synced.clone().with(&selection.iter().collect::<Vec<_>>());
-                let replaced = header_write < unsynced_from
-                    || selection.iter().any(|event| matches!(event, WriteEvent::Write { offset: 0, .. }));
-                if !seen.insert(digest(&remains.0)) {
-                    continue;
-                }
-                let expected = if replaced { &self.new } else { &self.old };
-                assert_state(&remains.0, expected, stop);
-                // Every state is judged by our own check, and by QEMU's near the commit and now and then.
-                if stop.abs_diff(header_write) <= 2 || seen.len() % 16 == 0 {
-                    assert_state_for_qemu(folder.path(), &remains.0, expected);
-                }
+        let header_write = header_write(&self.events).unwrap_or(usize::MAX);
+        let mut seen = 0;
+        each_remains(&self.before, &self.events, |stop, remains, replaced| {
+            let expected = if replaced { &self.new } else { &self.old };
+            assert_state(remains, expected, stop);
+            // Every state is judged by our own check, and by QEMU's near the commit and now and then.
+            seen += 1;
+            if stop.abs_diff(header_write) <= 2 || seen % 16 == 0 {
+                assert_state_for_qemu(folder.path(), remains, expected);
             }
-            if let Some(WriteEvent::Flush) = self.events.get(stop) {
-                unsynced.iter().for_each(|event| synced.apply(event));
-                unsynced_from = stop + 1;
+        });
+        assert_state_for_qemu(folder.path(), &self.after(), &self.new);
+    }
+}
+
+fn header_write(events: &[WriteEvent]) -> Option<usize> {
+    events.iter().position(|event| matches!(event, WriteEvent::Write { offset: 0, .. }))
+}
+
+/// Calls `judge` with every file that a power cut may leave of a change: after how many events it came, the file, and whether
+/// the header was replaced by then.
+pub(crate) fn each_remains(before: &[u8], events: &[WriteEvent], mut judge: impl FnMut(usize, &[u8], bool)) {
+    let header_write = header_write(events).unwrap_or(usize::MAX);
+    let mut seen = BTreeSet::new();
+    let mut synced = Remains(before.to_vec());
+    let mut unsynced_from = 0;
+    for stop in 0..=events.len() {
+        let unsynced = &events[unsynced_from..stop];
+        for selection in selections(unsynced, stop as u64) {
+            let remains = synced.clone().with(&selection.iter().collect::<Vec<_>>());
+            let replaced = header_write < unsynced_from
+                || selection.iter().any(|event| matches!(event, WriteEvent::Write { offset: 0, .. }));
+            if seen.insert(digest(&remains.0)) {
+                judge(stop, &remains.0, replaced);
             }
         }
-        assert_state_for_qemu(
-            folder.path(),
-            &synced.with(&self.events[unsynced_from..].iter().collect::<Vec<_>>()).0,
-            &self.new,
-        );
+        if let Some(WriteEvent::Flush) = events.get(stop) {
+            unsynced.iter().for_each(|event| synced.apply(event));
+            unsynced_from = stop + 1;
+        }
     }
 }
 

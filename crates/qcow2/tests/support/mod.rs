@@ -107,6 +107,11 @@ pub(crate) fn storage(image: &Path) -> Arc<dyn HostStorage> {
     Arc::new(RawFile::open(image, Access::ReadWrite).unwrap())
 }
 
+/// Opens an image to be repaired.
+pub(crate) fn open_damaged(image: &Path) -> Layer {
+    Layer::open_damaged(storage(image), image.display().to_string(), None).unwrap()
+}
+
 /// Opens an image, and the data file beside it if it has one.
 pub(crate) fn open(image: &Path) -> Layer {
     let name = image.display().to_string();
