@@ -76,6 +76,8 @@ impl SnapshotEntry {
     /// Appends the entry as it is stored. Where no size was recorded, the disk had the one it has now: `disk_size`.
     fn encode(&self, disk_size: u64, out: &mut Vec<u8>) {
         let Self { snapshot, id, name, unknown } = self;
+        // Entries are aligned, the table's end is not.
+        out.resize(out.len().next_multiple_of(8), 0);
         let len16 = |bytes: &[u8]| u16::try_from(bytes.len()).unwrap_or(u16::MAX).to_be_bytes();
         out.extend(snapshot.l1_table.0.to_be_bytes());
         out.extend(snapshot.l1_size.to_be_bytes());
@@ -93,7 +95,6 @@ impl SnapshotEntry {
         out.extend(unknown);
         out.extend(id);
         out.extend(name);
-        out.resize(out.len().next_multiple_of(8), 0);
     }
 }
 

@@ -35,6 +35,8 @@ pub(super) struct Prepared {
 pub(super) struct Lasting {
     refcounts: Refcounts,
     moves: Moves,
+    /// Where the file ended before metadata was written.
+    written: u64,
 }
 
 impl State {
@@ -51,7 +53,6 @@ impl State {
     /// Writes all pending metadata to clusters that the committed state does not use. A commit that will settle keeps off
     /// the places where things will lie in the end.
     pub(super) fn write_metadata(&mut self, settle: bool) -> Result<Prepared, Error> {
-        self.place_tables()?;
         if self.cut_tail {
             self.refcounts.drop_empty_blocks()?;
         }
@@ -59,7 +60,7 @@ impl State {
         if self.metadata_is_unchanged() {
             return Ok(Prepared { header: self.header_with(&Moves::default()), lasting: None });
         }
-        let lasting = settle.then(|| self.refcounts.clone());
+        let lasting = settle.then(|| (self.refcounts.clone(), self.host_end()));
         if settle {
             let bits = self.header.cluster_bits;
             self.refcounts.begin_at(bits.clusters_for(self.host_end()).max(self.refcounts.end_of_taken()));
@@ -67,49 +68,17 @@ impl State {
         let moves = self.make_way(settle)?;
         self.write_structures(&moves, |_| true)?;
         let header = self.header_with(&moves);
-        Ok(Prepared { header, lasting: lasting.map(|refcounts| Lasting { refcounts, moves }) })
+        Ok(Prepared { header, lasting: lasting.map(|(refcounts, written)| Lasting { refcounts, moves, written }) })
     }
 
-    /// Writes what the commit moved to its lasting place, which is free since; returns the header that refers to it.
-    pub(super) fn write_settled(&mut self, lasting: Lasting) -> Result<Header, Error> {
+    /// Writes what the commit moved to its lasting place, which is free since; returns the header that refers to it, and the
+    /// end of the settled file.
+    pub(super) fn write_settled(&mut self, lasting: Lasting) -> Result<(Header, u64), Error> {
         self.refcounts = lasting.refcounts;
-        self.write_structures(&Moves::default(), |home| lasting.moves.0.contains_key(&home))?;
-        Ok(self.header_with(&Moves::default()))
-    }
-
-    /// The end of the settled image in bytes, where it began with a file of `old_size`.
-    pub(super) fn settled_end(&mut self, old_size: u64) -> Result<u64, Error> {
+        let end = self.write_structures(&Moves::default(), |home| lasting.moves.0.contains_key(&home))?;
         let bits = self.header.cluster_bits.bits();
-        Ok(match self.cut_tail {
-            true => self.refcounts.end()? << bits,
-            false => old_size.max(self.refcounts.end_of_taken() << bits),
-        })
-    }
-
-    /// Gives changed L2 tables the places where an update in place would leave them.
-    pub(super) fn place_tables(&mut self) -> Result<(), Error> {
-        let bits = self.header.cluster_bits;
-        for (&index, table) in &self.tables {
-            let Some(entry) = self.l1.get_mut(in_memory(index)) else {
-                continue;
-            };
-            let old = entry.l2_table().map(|table| bits.host_cluster(table));
-            if let Some(old) = old
-                && self.refcounts.count(old)? == 1
-            {
-                continue;
-            }
-            *entry = if table.entries.iter().any(|&entry| entry != L2Entry::UNALLOCATED) {
-                L1Entry::owned(bits.host_offset(HostCluster(self.refcounts.allocate(1)?.start)))
-            } else {
-                L1Entry::default()
-            };
-            if let Some(old) = old {
-                self.refcounts.drop_user(old, Place::L2Table(index))?;
-            }
-            self.l1_changed = true;
-        }
-        Ok(())
+        let end = if self.cut_tail { self.refcounts.end()? << bits } else { end.max(lasting.written) };
+        Ok((self.header_with(&Moves::default()), end))
     }
 
     /// Finds other places for what must not be overwritten yet; with `all`, for everything that refers to such places too.
@@ -122,8 +91,8 @@ impl State {
             moves.0.insert(home, self.refcounts.move_run(home.0..home.0 + 1)?);
         }
         let tables_moved = !moves.0.is_empty();
-        if all {
-            for (&at, structure) in &self.pointing {
+        for (&at, structure) in &self.pointing {
+            if all || !self.refcounts.is_ours(at) {
                 let run = at.0..at.0 + bits.clusters_for(structure.bytes.len() as u64);
                 moves.0.insert(at, self.refcounts.move_run(run)?);
             }
@@ -143,22 +112,27 @@ impl State {
         own.chain(self.frozen.iter().map(|(&home, entries)| (home, &**entries)))
     }
 
-    /// Writes everything that has changed to its place, or where it was moved; L2 tables as `chosen` says.
-    fn write_structures(&self, moves: &Moves, chosen: impl Fn(HostCluster) -> bool) -> Result<(), Error> {
+    /// Writes everything that has changed to its place, or where it was moved; L2 tables as `chosen` says. Returns where the
+    /// last structure ends.
+    fn write_structures(&self, moves: &Moves, chosen: impl Fn(HostCluster) -> bool) -> Result<u64, Error> {
         let bits = self.header.cluster_bits;
         let to = |offset: HostOffset| moves.of(self, offset);
+        let mut end = 0;
+        let mut write = |bytes: &[u8], offset: HostOffset| {
+            end = end.max(offset.0 + bytes.len() as u64);
+            self.file().write(bytes, offset)
+        };
         for (home, entries) in self.changed_tables().filter(|&(home, _)| chosen(home)) {
-            self.file().write(&self.header.l2_format().encode(entries), to(bits.host_offset(home)))?;
+            write(&self.header.l2_format().encode(entries), to(bits.host_offset(home)))?;
         }
         if self.l1_changed {
-            let mut l1 = table_bytes(self.l1.iter().map(|entry| entry.with_table(to).0));
-            l1.resize(l1.len().next_multiple_of(bits.buffer_len()), 0);
-            self.file().write(&l1, to(self.header.l1_table))?;
+            write(&table_bytes(self.l1.iter().map(|entry| entry.with_table(to).0)), to(self.header.l1_table))?;
         }
         for (&at, structure) in &self.pointing {
-            self.file().write(&structure.bytes_with(to), to(bits.host_offset(at)))?;
+            write(&structure.bytes_with(to), to(bits.host_offset(at)))?;
         }
-        self.refcounts.write()
+        let in_clusters = self.changed_tables().map(|(home, _)| to(bits.host_offset(home)).0 + bits.size()).max();
+        Ok(end.max(in_clusters.unwrap_or(0)).max(self.refcounts.write()?))
     }
 
     fn header_with(&self, moves: &Moves) -> Header {

@@ -1,4 +1,4 @@
-use super::state::{Origin, State};
+use super::state::{Origin, State, slot};
 use crate::entry::L2Entry;
 use crate::error::{Error, Place};
 use crate::mapping::L2Tables;
@@ -18,6 +18,7 @@ impl State {
         }
         self.check_range(&(guest.0..guest.0.saturating_add(1)))?;
         self.touch(guest.0..guest.0.saturating_add(bits.size()).min(self.size()));
+        self.table_mut(slot(&self.header, cluster).0)?;
         let host = self.pack(len, Place::CompressedData(guest))?;
         self.file().write(bytes, host)?;
         let entry = L2Entry::compressed(host, len, bits)

@@ -157,10 +157,12 @@ impl Transaction {
         });
         let (Prepared { header, lasting }, area) = replaced.inspect_err(|_| self.roll_back(&state))?;
         if let Some(lasting) = lasting {
-            let settled = state.write_settled(lasting)?;
+            let cut = state.cut_tail;
+            let (settled, end) = state.write_settled(lasting)?;
             file.sync()?;
             replace_header(&file, &area, &header, &settled)?;
-            file.set_size(state.settled_end(self.old_size)?.min(file.storage.size()))?;
+            let end = if cut { end } else { end.max(self.old_size) };
+            file.set_size(end.min(file.storage.size()))?;
         }
         let_go(&mut state)
     }
@@ -212,7 +214,7 @@ impl Transaction {
 /// Gives the space of what the commit has left unused back to the host.
 fn let_go(state: &mut State) -> Result<(), Error> {
     let bits = state.header.cluster_bits.bits();
-    for run in state.refcounts.freed_runs() {
+    for run in state.refcounts.freed_runs()? {
         // Only a hint: the clusters are free whether their space is returned to the host or not.
         let _ = state.file().storage.discard(run.start << bits..run.end << bits);
     }

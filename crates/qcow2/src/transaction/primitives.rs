@@ -28,19 +28,17 @@ impl State {
         &self.l1
     }
 
-    /// Writes a structure to free clusters and returns where it lies. Its content may go on until the end of its last cluster.
+    /// Writes a structure to free clusters and returns where it lies.
     pub(crate) fn store(&mut self, place: Place, bytes: &[u8]) -> Result<HostOffset, Error> {
         let bits = self.header.cluster_bits;
         let clusters = bits.clusters_for(bytes.len() as u64);
-        let run = self.refcounts.allocate_run(clusters)?;
-        let offset = bits.host_offset(HostCluster(run.start));
-        let mut bytes = bytes.to_vec();
-        bytes.resize(in_memory(clusters << bits.bits()), 0);
         if let Place::SnapshotTable | Place::SnapshotL1Table(_) = place {
-            self.pointing.insert(HostCluster(run.start), Pointing { place, bytes });
-        } else {
-            self.file().write(&bytes, offset)?;
+            let start = HostCluster(self.refcounts.allocate_lasting(clusters)?.start);
+            self.pointing.insert(start, Pointing { place, bytes: bytes.to_vec() });
+            return Ok(bits.host_offset(start));
         }
+        let offset = bits.host_offset(HostCluster(self.refcounts.allocate_run(clusters)?.start));
+        self.file().write(bytes, offset)?;
         Ok(offset)
     }
 

@@ -25,6 +25,8 @@ pub(super) struct Refcounts {
     table_run: Range<u64>,
     /// Where the search for free clusters begins.
     hint: u64,
+    /// Where the search for clusters begins that will be free after the commit.
+    unused_hint: u64,
     /// Clusters taken so far, in runs; some may have been given back.
     taken: Vec<Range<u64>>,
     /// Clusters of the committed state that nothing will use after the commit.
@@ -41,6 +43,7 @@ impl Refcounts {
             blocks: BTreeMap::new(),
             table_run: first..first + u64::from(header.refcount_table_clusters),
             hint: 0,
+            unused_hint: 0,
             taken: Vec::new(),
             freed: Vec::new(),
         }
@@ -111,6 +114,9 @@ impl Refcounts {
             block.ours.set(index, true);
             block.changed = true;
         }
+        if clusters.start >= self.unused_hint {
+            self.unused_hint = clusters.end;
+        }
         match self.taken.last_mut() {
             Some(last) if last.end == clusters.start => last.end = clusters.end,
             _ => self.taken.push(clusters),
@@ -140,9 +146,9 @@ impl Refcounts {
                 continue;
             }
             covered = false;
-            // The first free cluster, as in QEMU; it may lie in a block that has no place itself.
+            // After what made it necessary, as in QEMU; that may lie in a block that has no place itself.
             let place = loop {
-                let place = self.next_free(self.hint)?;
+                let place = self.next_free(clusters.end)?;
                 if place / per_block == index || self.cover(&(place..place + 1))? {
                     break place;
                 }
@@ -182,6 +188,48 @@ impl Refcounts {
         }
     }
 
+    /// The first cluster from `from` on that nothing will use after the commit, though the committed state may.
+    fn next_unused(&mut self, from: u64) -> Result<u64, Error> {
+        let (width, per_block) = (self.committed.width, self.committed.per_block());
+        let mut from = from;
+        loop {
+            let (block, index) = self.block_of(HostCluster(from))?;
+            let unused = |index: &u64| !block.busy.contains(*index) || width.get(&block.counts, *index) == 0;
+            if let Some(found) = (index..per_block).find(unused) {
+                return Ok(from - index + found);
+            }
+            from = from - index + per_block;
+        }
+    }
+
+    /// Takes the first run of `count` clusters for metadata, which a commit writes elsewhere as long as the committed state has
+    /// its place. This is how an update in place would choose.
+    pub(super) fn allocate_lasting(&mut self, count: u64) -> Result<Range<u64>, Error> {
+        let mut start = self.next_unused(self.unused_hint)?;
+        let mut end = start;
+        while end < start + count {
+            let next = self.next_unused(end)?;
+            if next > end {
+                start = next;
+            }
+            end = next + 1;
+            if end == start + count && !self.cover(&(start..end))? {
+                start = self.next_unused(self.unused_hint)?;
+                end = start;
+            }
+        }
+        for cluster in start..end {
+            let (block, index) = self.block_of(HostCluster(cluster))?;
+            if block.busy.contains(index) {
+                self.set(HostCluster(cluster), 1)?;
+            } else {
+                self.take(cluster..cluster + 1)?;
+            }
+        }
+        self.unused_hint = end;
+        Ok(start..end)
+    }
+
     /// Gives back clusters that only the transaction has used; it may take them again.
     pub(super) fn give_back(&mut self, clusters: Range<u64>) -> Result<(), Error> {
         if clusters.is_empty() {
@@ -189,6 +237,7 @@ impl Refcounts {
         }
         let width = self.committed.width;
         self.hint = self.hint.min(clusters.start);
+        self.unused_hint = self.unused_hint.min(clusters.start);
         for cluster in clusters {
             let (block, index) = self.block_of(HostCluster(cluster))?;
             width.set(&mut block.counts, index, 0);
@@ -236,6 +285,7 @@ impl Refcounts {
         if self.is_ours(cluster) {
             return self.give_back(cluster.0..cluster.0 + 1);
         }
+        self.unused_hint = self.unused_hint.min(cluster.0);
         self.freed.push(cluster);
         self.set(cluster, 0)
     }
@@ -256,16 +306,21 @@ impl Refcounts {
     }
 
     /// What nothing uses any more once the transaction is committed, in runs.
-    pub(super) fn freed_runs(&mut self) -> Vec<Range<u64>> {
-        self.freed.sort_unstable();
+    pub(super) fn freed_runs(&mut self) -> Result<Vec<Range<u64>>, Error> {
+        let mut freed = std::mem::take(&mut self.freed);
+        freed.sort_unstable();
+        freed.dedup();
         let mut runs: Vec<Range<u64>> = Vec::new();
-        for cluster in &self.freed {
+        for cluster in freed {
+            if self.count(cluster)? > 0 {
+                continue;
+            }
             match runs.last_mut() {
                 Some(last) if last.end == cluster.0 => last.end += 1,
                 _ => runs.push(cluster.0..cluster.0 + 1),
             }
         }
-        runs
+        Ok(runs)
     }
 
     /// Whether a single block counts the first `clusters`.
@@ -292,7 +347,6 @@ impl Refcounts {
                 }
             }
         }
-        self.freed.retain(|cluster| cluster.0 >= used);
         self.table = vec![self.committed.bits.host_offset(HostCluster(2)).0];
         self.table_run = 1..2;
         for cluster in 0..used {
@@ -427,16 +481,19 @@ impl Refcounts {
         }
     }
 
-    /// Writes the changed blocks and the table to their places.
-    pub(super) fn write(&self) -> Result<(), Error> {
+    /// Writes the changed blocks and the table to their places; returns where the last of them ends.
+    pub(super) fn write(&self) -> Result<u64, Error> {
         let Committed { file, bits, .. } = &*self.committed;
+        let mut end = self.table_run.end << bits.bits();
         for (&index, block) in self.blocks.iter().filter(|(_, block)| block.changed) {
             if let Some(place) = self.block_place(index) {
                 file.write(&block.counts, bits.host_offset(place))?;
+                end = end.max((place.0 + 1) << bits.bits());
             }
         }
         let mut table = table_bytes(self.table.iter().copied());
         table.resize(in_memory((self.table_run.end - self.table_run.start) << bits.bits()), 0);
-        file.write(&table, bits.host_offset(HostCluster(self.table_run.start)))
+        file.write(&table, bits.host_offset(HostCluster(self.table_run.start)))?;
+        Ok(end)
     }
 }

@@ -120,13 +120,17 @@ impl State {
         let (bits, format) = (self.header.cluster_bits, self.header.l2_format());
         let per_table = self.header.l2_entries();
         let in_table = wanted.end.min((wanted.start / per_table + 1) * per_table);
+        self.table_mut(wanted.start / per_table)?;
         let taken = self.take_for_guest(wanted.start..in_table)?;
         let host = taken.start << bits.bits()..taken.end << bits.bits();
         self.make_zeroes(host.clone(), preallocation)
             .map_err(|source| self.file().io(Action::Write, host.start, host.end - host.start, source))?;
         let end = wanted.start + (taken.end - taken.start);
         for (guest, host) in (wanted.start..end).zip(taken) {
+            // Subclusters stay what they are until they are written.
+            let old = self.entry(GuestCluster(guest))?;
             let entry = L2Entry::owned(bits.host_offset(HostCluster(host)), format);
+            let entry = if format.extended { L2Entry { subclusters: old.subclusters, ..entry } } else { entry };
             self.map(GuestCluster(guest), entry, Origin::Own)?;
         }
         Ok(end)

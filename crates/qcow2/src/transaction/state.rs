@@ -225,7 +225,9 @@ impl State {
             false => {
                 let frozen = self.table_home(l1_index).is_some_and(|home| self.frozen.contains_key(&home));
                 let origin = if frozen { Origin::Shared } else { Origin::Committed };
-                Some(PendingTable::copy(self.l2_table(l1_index)?, len, origin))
+                let table = PendingTable::copy(self.l2_table(l1_index)?, len, origin);
+                self.own_table(l1_index).inspect_err(|_| self.phase = Phase::Failed)?;
+                Some(table)
             }
         };
         let new = || copy.unwrap_or_else(|| PendingTable::copy(None, len, Origin::Committed));

@@ -95,6 +95,12 @@ impl State {
         Ok(states.subclusters)
     }
 
+    /// The entry that maps a cluster.
+    pub(super) fn entry(&self, cluster: GuestCluster) -> Result<L2Entry, Error> {
+        let (l1_index, index) = slot(self.header(), cluster);
+        Ok(self.l2_table(l1_index)?.and_then(|entries| entries.get(index)).copied().unwrap_or_default())
+    }
+
     /// Makes parts of clusters read as zeroes; whole subclusters need no data for that.
     pub(super) fn zero_parts(&mut self, range: Range<u64>) -> Result<(), Error> {
         let format = self.header().l2_format();
@@ -122,7 +128,7 @@ impl State {
             if start + part.end == self.size() { part.end.next_multiple_of(grain) } else { part.end / grain * grain };
         let whole = part.start.next_multiple_of(grain)..whole_end;
         let (l1_index, index) = slot(self.header(), cluster);
-        let entry = self.l2_table(l1_index)?.and_then(|entries| entries.get(index)).copied().unwrap_or_default();
+        let entry = self.entry(cluster)?;
         if whole.is_empty() || matches!(entry.decode(format), Cluster::Compressed { .. }) {
             return self.write_zeroes(start + part.start..start + part.end);
         }

@@ -13,7 +13,6 @@ use crate::types::{GuestCluster, HostCluster, in_memory};
 impl State {
     /// Lets a snapshot share everything that the active L1 table maps; returns the snapshot's L1 table, to be stored.
     pub(crate) fn share_tree(&mut self) -> Result<Vec<L1Entry>, Error> {
-        self.place_tables()?;
         for index in 0..self.l1.len() as u64 {
             let Some(home) = self.table_home(index) else {
                 continue;
@@ -83,7 +82,6 @@ impl State {
 
     /// Makes the flags of the active tables say which clusters have one user only.
     pub(crate) fn refresh_copied(&mut self) -> Result<(), Error> {
-        self.place_tables()?;
         for index in 0..self.l1.len() as u64 {
             let Some(home) = self.table_home(index) else {
                 continue;
@@ -129,6 +127,24 @@ impl State {
             self.frozen.remove(&home);
         }
         Ok(())
+    }
+
+    /// Gives the L2 table of an L1 entry a place where it can change for the active L1 table alone.
+    pub(super) fn own_table(&mut self, index: u64) -> Result<(), Error> {
+        let bits = self.header.cluster_bits;
+        let old = self.table_home(index);
+        if let Some(old) = old
+            && self.refcounts.count(old)? == 1
+        {
+            return Ok(());
+        }
+        let Some(entry) = self.l1.get_mut(in_memory(index)) else { return Ok(()) };
+        *entry = L1Entry::owned(bits.host_offset(HostCluster(self.refcounts.allocate_lasting(1)?.start)));
+        self.l1_changed = true;
+        match old {
+            Some(old) => self.refcounts.drop_user(old, Place::L2Table(index)),
+            None => Ok(()),
+        }
     }
 
     fn guest_clusters(&self, index: u64) -> impl Iterator<Item = GuestCluster> + use<> {
@@ -184,13 +200,13 @@ impl State {
         Ok(())
     }
 
-    /// Gives the active L1 table another length; what it loses must be empty.
+    /// Gives the active L1 table another length; what it loses must be empty. A longer one gets a new place, as in QEMU.
     pub(super) fn resize_l1(&mut self, len: usize) -> Result<(), Error> {
         let bits = self.header.cluster_bits;
         let old = self.clusters(self.header.l1_table, u64::from(self.header.l1_size) * 8);
         let needed = bits.clusters_for(len as u64 * 8);
-        if needed > old.end - old.start {
-            let new = self.refcounts.allocate_run(needed)?;
+        if len > self.l1.len() {
+            let new = self.refcounts.allocate_lasting(needed)?;
             self.header.l1_table = bits.host_offset(HostCluster(new.start));
             self.drop_clusters(old, Place::L1Table)?;
         } else {
