@@ -10,7 +10,7 @@ use crate::file::{table_bytes, words};
 use crate::header::Header;
 use crate::mapping::L2Tables;
 use crate::snapshot;
-use crate::types::{HostCluster, HostOffset, in_memory};
+use crate::types::{HostCluster, HostOffset};
 
 /// A structure whose content says where others lie, kept until the commit knows their places.
 #[derive(Clone, Debug)]

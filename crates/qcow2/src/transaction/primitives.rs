@@ -10,7 +10,7 @@ use crate::error::{Error, Place};
 use crate::header::Header;
 use crate::layer::Layer;
 use crate::mapping::L2Tables;
-use crate::types::{HostCluster, HostOffset, in_memory};
+use crate::types::{HostCluster, HostOffset};
 
 impl State {
     /// The image as it was committed, or as [`set_l1`](Self::set_l1) made it.
@@ -78,20 +78,5 @@ impl State {
         let dirty = self.dirty_ranges();
         self.dirty = keep.then(Default::default);
         dirty
-    }
-
-    /// How many users a cluster has.
-    pub(crate) fn references(&mut self, cluster: HostCluster) -> Result<u64, Error> {
-        self.refcounts.count(cluster)
-    }
-
-    /// Counts one user more of a cluster in use. `place` is the new user.
-    pub(crate) fn add_reference(&mut self, cluster: HostCluster, place: Place) -> Result<(), Error> {
-        self.refcounts.add(cluster, place)
-    }
-
-    /// Counts one user less of a cluster. `place` was the user.
-    pub(crate) fn drop_reference(&mut self, cluster: HostCluster, place: Place) -> Result<(), Error> {
-        self.refcounts.drop_user(cluster, place)
     }
 }

@@ -96,7 +96,6 @@ impl State {
 
     /// The L2 tables with an entry of a kind, of the disk and of its snapshots, by their places.
     fn tables_with(&mut self, wanted: impl Fn(&L2Entry) -> bool) -> Result<BTreeMap<HostCluster, Table>, Error> {
-        self.place_tables()?;
         let mut tables = BTreeMap::new();
         let mut seen = BTreeSet::new();
         for index in 0..self.l1.len() as u64 {
