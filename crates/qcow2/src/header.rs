@@ -215,6 +215,9 @@ impl Header {
 
     fn check_tables(&self) -> Result<(), Corruption> {
         let malformed = |problem| Err(Corruption::Malformed { place: Place::Header, problem });
+        if self.encryption == Some(Encryption::Luks) && self.extension(extension::FULL_DISK_ENCRYPTION).is_none() {
+            return malformed("it has LUKS encryption but no LUKS header");
+        }
         if self.data_file_raw() && !self.has_data_file() {
             return malformed("it calls the data file raw, but there is none");
         }

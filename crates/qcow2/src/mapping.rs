@@ -185,9 +185,9 @@ fn extend(tables: &impl L2Tables, run: &mut Run) -> Result<bool, Error> {
 }
 
 /// What an entry says of its cluster, after a check that it makes sense and points into the file.
-fn checked(entry: L2Entry, cluster: GuestCluster, format: L2Format, host_end: u64) -> Result<MappingKind, Corruption> {
+fn checked(entry: L2Entry, guest: GuestCluster, format: L2Format, host_end: u64) -> Result<MappingKind, Corruption> {
     let bits = format.cluster_bits;
-    let place = || Place::L2Entry(bits.guest_offset(cluster));
+    let place = || Place::L2Entry(bits.guest_offset(guest));
     let data_cluster = |host: HostOffset, may_lie_past_the_end: bool| {
         if bits.offset_within(host.0) != 0 {
             return Err(Corruption::Misaligned { place: place(), offset: host });
@@ -197,14 +197,10 @@ fn checked(entry: L2Entry, cluster: GuestCluster, format: L2Format, host_end: u6
         }
         Ok(host)
     };
-    let cluster = entry.decode(format);
-    if format.extended
-        && !matches!(cluster, Cluster::Compressed { .. })
-        && let Some(problem) = entry.contradiction(cluster)
-    {
+    if let Some(problem) = contradiction(entry, guest, format) {
         return Err(Corruption::Malformed { place: place(), problem });
     }
-    Ok(match cluster {
+    Ok(match entry.decode(format) {
         Cluster::Unallocated => MappingKind::Unallocated,
         Cluster::Zero { host: None } => MappingKind::Zero { host: None },
         Cluster::Zero { host: Some(host) } => MappingKind::Zero { host: Some(data_cluster(host, true)?) },
@@ -219,6 +215,21 @@ fn checked(entry: L2Entry, cluster: GuestCluster, format: L2Format, host_end: u6
             MappingKind::Compressed { host, len: len.min(host_end - host.0) }
         }
     })
+}
+
+/// What makes no sense in an entry, as to what it is there for.
+fn contradiction(entry: L2Entry, guest: GuestCluster, format: L2Format) -> Option<&'static str> {
+    let cluster = entry.decode(format);
+    match cluster {
+        Cluster::Compressed { .. } if format.data_file => {
+            Some("it is compressed, in an image with an external data file")
+        }
+        Cluster::Data { host } if format.data_file && host.0 != format.cluster_bits.guest_offset(guest).0 => {
+            Some("its place in the data file is not its place on the disk")
+        }
+        Cluster::Data { .. } | Cluster::Unallocated if format.extended => entry.contradiction(cluster),
+        _ => None,
+    }
 }
 
 /// The part of a cluster that a range covers, relative to the cluster's start.
