@@ -19,16 +19,17 @@ const OPTIONS: &str = "h|help f|format: U|force-share output: backing-chain obje
 
 pub(crate) fn run(arguments: Vec<OsString>) -> Outcome {
     let mut options = Options::new(arguments, OPTIONS);
-    let (mut image, mut output, mut chain) = (ImageArguments::default(), Output::default(), false);
+    let (mut image, mut output, mut chain) = (ImageArguments::default(), None, false);
     while let Some(found) = options.next()? {
         match found.name {
             "h" => return help::print(),
-            "output" => output = Output::from_name(&found.text()?)?,
+            "output" => output = Some(found.text()?),
             "backing-chain" => chain = true,
             _ => image.take(found)?,
         }
     }
     let name = operand(options, "Expecting one image file name")?;
+    let output = Output::from_argument(output.as_deref())?;
     let infos = infos(&image, name, chain)?;
     match output {
         Output::Human => print(&infos)?,

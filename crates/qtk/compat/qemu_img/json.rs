@@ -16,10 +16,10 @@ pub(crate) enum Output {
 }
 
 impl Output {
-    pub(crate) fn from_name(name: &str) -> Result<Self, Failure> {
+    pub(crate) fn from_argument(name: Option<&str>) -> Result<Self, Failure> {
         match name {
-            "human" => Ok(Self::Human),
-            "json" => Ok(Self::Json),
+            None | Some("human") => Ok(Self::Human),
+            Some("json") => Ok(Self::Json),
             _ => Err(Failure::new("--output must be used with human or json as argument.")),
         }
     }

@@ -1,6 +1,6 @@
 //! Lists of options, `key=value,key,nokey`, and what QEMU says of wrong ones.
 
-use super::message::Failure;
+use super::message::{self, Failure};
 use super::size::{NumberError, number, size};
 
 /// What kind of value a parameter has.
@@ -77,6 +77,14 @@ pub(crate) fn pairs(list: &str, implied: Option<&str>) -> Vec<(String, String)> 
         None => (key, "on".to_owned()),
     };
     Pairs::new(list, implied).map(pair).collect()
+}
+
+/// Warns of keys without a value, where QEMU does.
+pub(crate) fn warn_of_short_forms(list: &str, implied: Option<&str>) {
+    for (word, ..) in Pairs::new(list, implied).filter(|(_, has_value, _)| !has_value) {
+        let (key, value) = word.strip_prefix("no").map_or((word.as_str(), "on"), |key| (key, "off"));
+        message::warn(&format!("short-form boolean option '{word}' deprecated\nPlease use {key}={value} instead"));
+    }
 }
 
 /// The words of a list: the key, whether it has a value, and the value.

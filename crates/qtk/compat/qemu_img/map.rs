@@ -15,17 +15,18 @@ const OPTIONS: &str = "h|help f|format: s|start-offset: l|max-length: U|force-sh
 
 pub(crate) fn run(arguments: Vec<OsString>) -> Outcome {
     let mut options = Options::new(arguments, OPTIONS);
-    let (mut image, mut output, mut start, mut length) = (ImageArguments::default(), Output::default(), 0, None);
+    let (mut image, mut output, mut start, mut length) = (ImageArguments::default(), None, 0, None);
     while let Some(found) = options.next()? {
         match found.name {
             "h" => return help::print(),
-            "output" => output = Output::from_name(&found.text()?)?,
+            "output" => output = Some(found.text()?),
             "s" => start = size::argument(&found.text()?, "start offset")?,
             "l" => length = Some(size::argument(&found.text()?, "max length")?),
             _ => image.take(found)?,
         }
     }
     let name = operand(options, "Expecting one image file name")?;
+    let output = Output::from_argument(output.as_deref())?;
     let image = image.open(&name, Access::ReadOnly)?;
     let entries = map(&image, start..length.map_or(u64::MAX, |length| start.saturating_add(length)))?;
     match output {

@@ -40,7 +40,9 @@ impl ImageArguments {
             if self.format.is_some() {
                 return Err(Failure::new("--image-opts and --format are mutually exclusive"));
             }
-            NodeSpec::from_options(keyval::pairs(&name.to_string_lossy(), Some("file")))
+            let list = name.to_string_lossy();
+            keyval::warn_of_short_forms(&list, Some("file"));
+            NodeSpec::from_options(keyval::pairs(&list, Some("file")))
         } else {
             NodeSpec::from_filename(name).map_err(|error| could_not_open(name, error.into()))?
         };
@@ -73,8 +75,18 @@ impl ImageArguments {
 
 /// Opens a node and everything it lies on.
 pub(crate) fn open_spec(name: &OsStr, spec: NodeSpec, share: bool, access: Access) -> Result<Image, Failure> {
-    let image = Image::open_node(&shared(spec, share), &options(access));
-    image.map_err(|error| could_not_open(name, error.into()))
+    let image = Image::open_node(&shared(spec, share), &options(access)).map_err(Failure::from);
+    image.and_then(readable).map_err(|failure| could_not_open(name, failure))
+}
+
+/// Fails for an image that only a passphrase would make readable.
+fn readable(image: Image) -> Result<Image, Failure> {
+    let encrypted = |layer: &ChainLayer| layer.qcow2().is_some_and(|layer| layer.header().encryption.is_some());
+    match image.layers().iter().position(encrypted) {
+        None => Ok(image),
+        Some(depth) => Err(Failure::new("Parameter 'encrypt.key-secret' is required for cipher")
+            .prefix("Could not open backing file: ".repeat(depth))),
+    }
 }
 
 /// As an option of the node, as QEMU then checks that it is only read.
