@@ -2,12 +2,13 @@ use std::ffi::OsString;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
-use qtk_block::{Access, BlockRead, NoProgress};
-use qtk_image::{Comparison, compare};
+use qtk_block::{Access, BlockRead};
+use qtk_image::{Comparison, Image, compare};
 
 use super::getopt::Options;
 use super::message::Failure;
 use super::open::{ImageArguments, check_source_cache};
+use super::progress::Meter;
 use super::{Outcome, help, operands};
 
 const OPTIONS: &str = "h|help f: F: T: p q s U|force-share object: image-opts";
@@ -45,22 +46,39 @@ pub(crate) fn run(arguments: Vec<OsString>) -> Outcome {
             _ => request.first.take(found)?,
         }
     }
-    let [first, second] = operands(options, "Expecting two image file names")?;
-    request.run([first, second])
+    request.run(&operands(options, "Expecting two image file names")?)
 }
 
 impl Request {
-    fn run(&self, names: [OsString; 2]) -> Outcome {
+    fn run(&self, names: &[OsString; 2]) -> Outcome {
         let opening = |failure: Failure| failure.code(NOT_OPENED);
         self.cache.as_deref().map_or(Ok(()), check_source_cache).map_err(opening)?;
         let second = ImageArguments { format: self.second_format.clone(), ..self.first.clone() };
-        let first = self.first.open(&names[0], Access::ReadOnly).map_err(opening)?;
-        let second = second.open(&names[1], Access::ReadOnly).map_err(opening)?;
-        if !self.strict && first.size() != second.size() {
+        let meter = Meter::begin(self.progress && !self.quiet);
+        let opened = self.first.open(&names[0], Access::ReadOnly).and_then(|first| {
+            let second = second.open(&names[1], Access::ReadOnly)?;
+            Ok((first, second))
+        });
+        let outcome = opened.map_err(opening).and_then(|(first, second)| self.compare(&first, &second, &meter));
+        Ok(meter.end(outcome))
+    }
+
+    fn compare(&self, first: &Image, second: &Image, meter: &Meter) -> Outcome {
+        let (shorter, longer) = (first.size().min(second.size()), first.size().max(second.size()));
+        let comparison = compare(first, second, self.strict, &meter.of(longer));
+        let comparison = comparison.map_err(|error| Failure::from(error).code(NOT_READ))?;
+        // Of the sizes QEMU only speaks when it comes to the end of the shorter one.
+        let past_end = match comparison {
+            Comparison::Identical => true,
+            Comparison::Different { offset } => offset >= shorter,
+            _ => false,
+        };
+        if past_end && shorter != longer {
             self.say("Warning: Image size mismatch!")?;
         }
-        let comparison = compare(&first, &second, self.strict, &NoProgress);
-        let comparison = comparison.map_err(|error| Failure::from(error).code(NOT_READ))?;
+        if comparison == Comparison::Identical {
+            meter.set(100.0);
+        }
         self.say(&match comparison {
             Comparison::Identical => "Images are identical.".to_owned(),
             Comparison::Different { offset } => format!("Content mismatch at offset {offset}!"),

@@ -3,6 +3,7 @@
 mod bench;
 mod compare;
 mod convert;
+mod create;
 mod create_options;
 mod dd;
 mod getopt;
@@ -42,6 +43,7 @@ const COMMANDS: &[Command] = &[
     ("bench", bench::run),
     ("compare", compare::run),
     ("convert", convert::run),
+    ("create", create::run),
     ("dd", dd::run),
     ("info", info::run),
     ("map", map::run),
