@@ -17,9 +17,13 @@ pub(crate) enum Output {
 
 impl Output {
     pub(crate) fn from_argument(name: Option<&str>) -> Result<Self, Failure> {
+        name.map_or(Ok(Self::Human), Self::from_name)
+    }
+
+    pub(crate) fn from_name(name: &str) -> Result<Self, Failure> {
         match name {
-            None | Some("human") => Ok(Self::Human),
-            Some("json") => Ok(Self::Json),
+            "human" => Ok(Self::Human),
+            "json" => Ok(Self::Json),
             _ => Err(Failure::new("--output must be used with human or json as argument.")),
         }
     }
