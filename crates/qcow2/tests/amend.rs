@@ -284,3 +284,41 @@ fn an_amended_image_can_have_more_in_the_same_transaction() {
     assert_clean(&pair.ours());
     assert_eq!(open(&pair.ours()).header().refcount_bits(), 2);
 }
+
+#[test]
+fn data_files_are_renamed_and_let_go() {
+    let renamed = |name: Option<&str>| Amend { data_file: Some(name.map(Into::into)), ..Amend::default() };
+    let pair = Pair::new("-o data_file=data.raw,data_file_raw=on", "1M").prepare(&["io write -P 9 100k 50k"]);
+    // QEMU's own copy has to use the same data file, which amending leaves alone.
+    assert_eq!(pair.assert_refused("compat=0.10", &version(Version::V2)), AmendRefusal::DowngradeDataFile);
+    let raw = Amend { data_file_raw: Some(false), ..Amend::default() };
+    for (options, amend) in [
+        ("data_file_raw=on", Amend { data_file_raw: Some(true), ..Amend::default() }),
+        ("data_file_raw=off", raw),
+        ("refcount_bits=64,lazy_refcounts=on", Amend { lazy_refcounts: Some(true), ..refcount_bits(64) }),
+        ("data_file=data.raw", renamed(Some("data.raw"))),
+    ] {
+        qemu_img(pair.path(), &format!("amend -o {options} qemu.qcow2"));
+        pair.amend(&amend).unwrap();
+        // QEMU looks for the data file where it runs, and ends with an error where it finds one.
+        qemu_img(pair.path(), "check ours.qcow2");
+        assert_eq!(pair.info("ours.qcow2"), pair.info("qemu.qcow2"), "after {options}");
+    }
+    assert!(!qemu_io(pair.path(), "ours.qcow2", &["read -P 9 100k 50k"]).contains("failed"));
+    for (options, name) in [("data_file=", None), ("data_file=other.raw", Some("other.raw"))] {
+        std::fs::copy(pair.ours(), pair.path().join("qemu.qcow2")).unwrap();
+        pair.amend(&renamed(name)).unwrap();
+        qemu_img(pair.path(), &format!("amend -o {options} qemu.qcow2"));
+        let ours = layer(&pair.ours());
+        assert_eq!(ours.header(), layer(&pair.path().join("qemu.qcow2")).header(), "after {options}");
+        qemu_img(pair.path(), "create -q -f qcow2 -o data_file=data.raw again.qcow2 1M");
+        std::fs::rename(pair.path().join("again.qcow2"), pair.ours()).unwrap();
+    }
+}
+
+#[test]
+fn subclusters_stay_in_version_3() {
+    let pair = Pair::new("-o extended_l2=on", "1M").prepare(&["io write -P 9 100k 50k", "snapshot -c a ours.qcow2"]);
+    assert_eq!(pair.assert_refused("compat=0.10", &version(Version::V2)), AmendRefusal::DowngradeFeatures(0x10));
+    pair.assert_alike("refcount_bits=32,size=2M", &Amend { size: Some(2 << 20), ..refcount_bits(32) });
+}

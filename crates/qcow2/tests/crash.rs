@@ -12,7 +12,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use proptest::prelude::*;
 use qtk_block::{BlockRead, BlockWrite, Extent, HostStorage, MemoryDisk, Preallocation};
 use qtk_qcow2::{
-    Backing, ClusterBits, CompressionType, CreateOptions, GuestCluster, Layer, Transaction, check, codec, create,
+    Amend, Backing, ClusterBits, CompressionType, CreateOptions, GuestCluster, Layer, NewBitmap, NewSnapshot,
+    Transaction, Version, check, codec, create,
 };
 use support::crash::{Scenario, assert_state_for_qemu};
 use support::{memory, mixed_disk, noise, qemu_img, qemu_io, read_all};
@@ -91,8 +92,10 @@ proptest! {
     }
 }
 
+type Change = Box<dyn Fn(&Transaction)>;
+
 /// Changes of more than guest data.
-fn metadata_changes(cluster: u64) -> Vec<(&'static str, Box<dyn Fn(&Transaction)>)> {
+fn metadata_changes(cluster: u64) -> Vec<(&'static str, Change)> {
     let backing = |name: &str| Some(Backing { name: name.into(), format: Some("raw".into()) });
     let pack = move |transaction: &Transaction| {
         for index in 0..12 {
@@ -128,6 +131,54 @@ fn metadata_changes(cluster: u64) -> Vec<(&'static str, Box<dyn Fn(&Transaction)
 fn changes_of_metadata_are_atomic() {
     for (cluster, refcount_bits) in [(512, 16), (4096, 8)] {
         for (_, change) in metadata_changes(cluster as u64) {
+            for finish in [Transaction::commit, Transaction::commit_settled] {
+                Scenario::record(rich_image(cluster, refcount_bits), &change, Some(finish)).crash();
+            }
+        }
+    }
+}
+
+/// Changes of snapshots, bitmaps and the format, which begin with a snapshot and without bitmaps.
+fn feature_changes(cluster: u64) -> Vec<(&'static str, Change)> {
+    let snapshot = |name: &str| NewSnapshot { name: name.into(), taken: (1, 2), icount: None };
+    let bitmap =
+        |name: &str, granularity| NewBitmap { name: name.into(), granularity: Some(granularity), enabled: true };
+    let amend = |amend: Amend| -> Change { Box::new(move |t| t.amend(&amend).unwrap()) };
+    vec![
+        ("create", Box::new(move |t| drop(t.create_snapshot(&snapshot("two")).unwrap()))),
+        ("apply", Box::new(|t| t.apply_snapshot("one").unwrap())),
+        ("delete", Box::new(|t| t.delete_snapshot("one").unwrap())),
+        (
+            "all",
+            Box::new(move |t| {
+                t.apply_snapshot("one").unwrap();
+                change(cluster)(t);
+                t.create_snapshot(&snapshot("two")).unwrap();
+                t.write_at(&[3; 1000], cluster * 2).unwrap();
+                t.add_bitmap(&bitmap("changes", 512)).unwrap();
+                change(cluster)(t);
+                t.delete_snapshot("one").unwrap();
+            }),
+        ),
+        (
+            "bitmaps",
+            Box::new(move |t| {
+                t.add_bitmap(&bitmap("fine", 512)).unwrap();
+                t.add_bitmap(&bitmap("coarse", 4096)).unwrap();
+                change(cluster)(t);
+                t.remove_bitmap("coarse").unwrap();
+            }),
+        ),
+        ("down", amend(Amend { version: Some(Version::V2), refcount_bits: Some(16), ..Amend::default() })),
+        ("narrow", amend(Amend { refcount_bits: Some(8), ..Amend::default() })),
+        ("wide", amend(Amend { refcount_bits: Some(64), lazy_refcounts: Some(true), ..Amend::default() })),
+    ]
+}
+
+#[test]
+fn changes_of_features_are_atomic() {
+    for (cluster, refcount_bits) in [(512, 16), (4096, 8)] {
+        for (_, change) in feature_changes(cluster as u64) {
             for finish in [Transaction::commit, Transaction::commit_settled] {
                 Scenario::record(rich_image(cluster, refcount_bits), &change, Some(finish)).crash();
             }

@@ -195,6 +195,7 @@ proptest! {
             Just(("cluster_size=4k,refcount_bits=4", 2 << 20)),
             Just(("cluster_size=4k,compat=0.10", 3 << 20)),
             Just(("cluster_size=2M", 5 << 20)),
+            Just(("cluster_size=64k,extended_l2=on", 3 << 20)),
         ],
         backed in any::<bool>(),
         operations in operations(150 << 10),
@@ -302,4 +303,39 @@ fn one_transaction_can_do_it_all() {
     transaction.create_snapshot(&snapshot("new")).unwrap();
     let error = transaction.apply_snapshot("new").unwrap_err();
     assert!(matches!(error, Error::Snapshot { refusal: SnapshotRefusal::Uncommitted, .. }), "{error}");
+}
+
+#[test]
+fn the_state_of_a_machine_is_kept_past_the_disk() {
+    let pair = Pair::new(1 << 20, "cluster_size=4k", false);
+    let with_state = |name: &str, byte: u8| {
+        pair.both(|image| {
+            qemu_io(pair.path(), image, &[&format!("write -P {byte} 0 64k"), &format!("write -b -P {byte} 0 20k")]);
+        });
+        qemu_img(pair.path(), &format!("snapshot -c {name} qemu.qcow2"));
+        pair.change(|t| drop(t.create_snapshot(&snapshot(name)).unwrap()));
+        pair.assert_alike();
+    };
+    let assert_state = |byte: u8| {
+        for image in ["qemu.qcow2", "ours.qcow2"] {
+            let read = qemu_io(pair.path(), image, &[&format!("read -b -P {byte} 0 20k")]);
+            assert!(!read.contains("failed"), "{image}: {read}");
+        }
+    };
+    with_state("first", 1);
+    with_state("second", 2);
+    for (name, byte) in [("first", 1), ("second", 2)] {
+        qemu_img(pair.path(), &format!("snapshot -a {name} qemu.qcow2"));
+        pair.change(|t| t.apply_snapshot(name).unwrap());
+        pair.assert_alike();
+        assert_state(byte);
+    }
+    qemu_img(pair.path(), "snapshot -d first qemu.qcow2");
+    pair.change(|t| t.delete_snapshot("first").unwrap());
+    assert_state(2);
+    pair.both(|image| drop(qemu_io(pair.path(), image, &["write -b -P 7 0 20k"])));
+    assert_clean(&pair.ours());
+    qemu_img(pair.path(), "snapshot -a second qemu.qcow2");
+    pair.change(|t| t.apply_snapshot("second").unwrap());
+    assert_state(2);
 }

@@ -28,6 +28,9 @@ impl State {
     fn check_downgrade(&mut self) -> Result<Option<AmendRefusal>, Error> {
         let header = self.header();
         let others = header.features.incompatible & !(features::COMPRESSION_TYPE | features::DIRTY);
+        if header.refcount_bits() != 16 {
+            return Ok(Some(AmendRefusal::DowngradeRefcountBits));
+        }
         if header.has_data_file() {
             return Ok(Some(AmendRefusal::DowngradeDataFile));
         }

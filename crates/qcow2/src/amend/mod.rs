@@ -123,18 +123,20 @@ impl State {
             let name = header.backing_name.clone();
             name.map(|name| Backing { name, format: header.backing_format() })
         };
-        if !bits.is_power_of_two() || bits > 64 {
-            Some(AmendRefusal::RefcountBits(bits))
-        } else if amend.data_file.is_some() && !header.has_data_file() {
+        let wider = amend.refcount_bits.is_some_and(|bits| bits != 16);
+        let lazy = amend.lazy_refcounts == Some(true) && header.features.compatible & features::LAZY_REFCOUNTS == 0;
+        // Where several apply, QEMU names the first of these.
+        if amend.data_file.is_some() && !header.has_data_file() {
             Some(AmendRefusal::NoDataFile)
         } else if amend.data_file_raw == Some(true) && !header.data_file_raw() {
             Some(AmendRefusal::DataFileRaw)
-        } else if version < Version::V3 && bits != 16 {
-            let stays = header.version == version;
-            Some(if stays { AmendRefusal::Version2RefcountBits } else { AmendRefusal::DowngradeRefcountBits })
+        } else if !bits.is_power_of_two() || bits > 64 {
+            Some(AmendRefusal::RefcountBits(bits))
+        } else if version < Version::V3 && wider {
+            Some(AmendRefusal::Version2RefcountBits)
         } else if amend.backing.as_ref().is_some_and(|wanted| *wanted != backing()) {
             Some(AmendRefusal::Backing)
-        } else if amend.lazy_refcounts == Some(true) && version < Version::V3 && header.version < Version::V3 {
+        } else if version < Version::V3 && lazy {
             Some(AmendRefusal::Version2LazyRefcounts)
         } else {
             None

@@ -285,7 +285,7 @@ mod tests {
         contents.load_page(0, None);
         contents.load_page(1, None);
         contents.trim();
-        assert_eq!(contents.ranges().collect::<Vec<_>>(), [0..512 * 70]);
+        assert_eq!(contents.ranges().collect::<Vec<_>>(), std::slice::from_ref(&(0..512 * 70)));
         assert_eq!(contents.stored_pages().last().unwrap().1, [0x3f, 0, 0, 0, 0, 0, 0, 0]);
     }
 }

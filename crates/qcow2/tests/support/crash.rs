@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use qtk_block::{WriteEvent, WriteRecorder};
-use qtk_qcow2::{Error, Layer, Transaction, check};
+use qtk_qcow2::{Error, Layer, Snapshot, Transaction, check};
 
 use super::{assert_clean, memory, noise, qemu_read, read_all};
 
@@ -92,6 +92,13 @@ impl Scenario {
         after.0
     }
 
+    /// The snapshot called `one`, where there is one, holds what it held.
+    fn assert_snapshot(&self, remains: &[u8], stop: usize) {
+        if let (Some(before), Some(now)) = (snapshot_one(&self.before), snapshot_one(remains)) {
+            assert!(before == now, "the snapshot has changed after event {stop}");
+        }
+    }
+
     /// Crashes everywhere and judges what is left.
     pub(crate) fn crash(&self) {
         let folder = tempfile::tempdir().unwrap();
@@ -100,6 +107,7 @@ impl Scenario {
         each_remains(&self.before, &self.events, |stop, remains, replaced| {
             let expected = if replaced { &self.new } else { &self.old };
             assert_state(remains, expected, stop);
+            self.assert_snapshot(remains, stop);
             // Every state is judged by our own check, and by QEMU's near the commit and now and then.
             seen += 1;
             if stop.abs_diff(header_write) <= 2 || seen % 16 == 0 {
@@ -141,6 +149,12 @@ pub(crate) fn each_remains(before: &[u8], events: &[WriteEvent], mut judge: impl
 fn digest(bytes: &[u8]) -> (usize, u64) {
     let fold = |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
     (bytes.len(), bytes.iter().fold(0xcbf2_9ce4_8422_2325, fold))
+}
+
+fn snapshot_one(image: &[u8]) -> Option<Vec<u8>> {
+    let layer = Layer::open(Arc::new(memory(image)), "image").unwrap();
+    let index = Snapshot::find_by_name(&layer.snapshots().unwrap(), "one")?;
+    Some(read_all(&layer.at_snapshot(index).unwrap()))
 }
 
 fn assert_state(remains: &[u8], expected: &[u8], stop: usize) {
