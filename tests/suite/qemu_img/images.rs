@@ -100,7 +100,7 @@ impl Pair<'_> {
         if compared.code != 0 && (compared.code == 1 || self.ask("map", &self.sides[0]).0 == 0) {
             told.push(compared.stdout + &compared.stderr);
         }
-        told.extend(self.snapshots());
+        told.extend(self.hidden_content());
         told
     }
 
@@ -121,13 +121,34 @@ impl Pair<'_> {
         (ran.code, text)
     }
 
-    /// Snapshots whose content differs.
-    fn snapshots(&self) -> Vec<String> {
+    /// Snapshots and bitmaps whose content differs.
+    fn hidden_content(&self) -> Vec<String> {
         let info = self.ask("info", &self.sides[0]).1.replace("...", "0");
         let info: Value = serde_json::from_str(&info).unwrap_or_default();
-        let snapshots = info["format-specific"]["data"]["extended-l2"].is_boolean().then(|| &info["snapshots"]);
-        let ids = snapshots.and_then(Value::as_array).into_iter().flatten().filter_map(|one| one["id"].as_str());
-        ids.filter_map(|id| self.snapshot(id)).collect()
+        let texts = |list: &Value, key: &str| -> Vec<String> {
+            let items = list.as_array().into_iter().flatten();
+            items.filter_map(|item| item[key].as_str().map(str::to_owned)).collect()
+        };
+        let snapshots = texts(&info["snapshots"], "id");
+        let bitmaps = texts(&info["format-specific"]["data"]["bitmaps"], "name");
+        let snapshots = snapshots.iter().filter_map(|id| self.snapshot(id));
+        snapshots.chain(bitmaps.iter().filter_map(|name| self.bitmap(name))).collect()
+    }
+
+    /// What is marked in a bitmap, as the judge's NBD server shows it.
+    fn bitmap(&self, name: &str) -> Option<String> {
+        let [qemu, ours] = self.sides.each_ref().map(|side| {
+            let (image, socket) = (side.join(self.name), side.join("nbd-socket"));
+            let serve = ["10", "qemu-nbd", "-r", "--fork", "-f", "qcow2", "-k", arg(&socket), "-B", name, arg(&image)];
+            let served = run(&mut command("timeout", &serve));
+            let node = format!(
+                "driver=nbd,server.type=unix,server.path={},x-dirty-bitmap=qemu:dirty-bitmap:{name}",
+                arg(&socket)
+            );
+            let map = run(&mut command("qemu-img", &["map", "--output=json", "--image-opts", &node]));
+            (served.code, map.code, map.stdout)
+        });
+        (qemu != ours).then(|| format!("bitmap {name} should mark\n{}\n    but marks\n{}", qemu.2, ours.2))
     }
 
     fn snapshot(&self, id: &str) -> Option<String> {

@@ -11,6 +11,7 @@ mod images;
 mod mask;
 mod run;
 mod script;
+mod sequences;
 
 /// A test for each file of cases. Those that wait for their subcommand run with `QTK_WAITING=1`.
 macro_rules! cases {

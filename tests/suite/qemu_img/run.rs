@@ -51,7 +51,7 @@ pub(super) fn file(name: &str) {
 /// The folders of a run: `start` holds the scene, `qemu` and `ours` are the two sides' copies of it.
 ///
 /// Their names are of one length, so that what holds a path is laid out alike.
-struct Bench {
+pub(super) struct Bench {
     folder: tempfile::TempDir,
 }
 
@@ -62,7 +62,7 @@ enum Side {
 }
 
 impl Bench {
-    fn new(subject: &Path) -> Self {
+    pub(super) fn new(subject: &Path) -> Self {
         let folder = tempfile::tempdir().unwrap();
         std::fs::create_dir(folder.path().join("bin")).unwrap();
         symlink(subject, folder.path().join("bin/qemu-img")).unwrap();
@@ -80,7 +80,7 @@ impl Bench {
         })
     }
 
-    fn set(&self, scene: &Scene) {
+    pub(super) fn set(&self, scene: &Scene) {
         let start = self.path("start");
         let _ = std::fs::remove_dir_all(&start);
         std::fs::create_dir(&start).unwrap();
@@ -91,7 +91,7 @@ impl Bench {
     }
 
     /// What is different; with `record` the subject is upstream's tool, and what it says differently becomes part of the case.
-    fn run(&self, case: &mut Case, record: bool) -> Vec<String> {
+    pub(super) fn run(&self, case: &mut Case, record: bool) -> Vec<String> {
         for side in [Side::Qemu, Side::Ours] {
             let _ = std::fs::remove_dir_all(self.side(side));
             ok(&mut command("cp", &["-a", "--reflink=auto", arg(&self.path("start")), arg(&self.side(side))]));
