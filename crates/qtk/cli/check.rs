@@ -2,47 +2,79 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use anyhow::bail;
-use clap::Args;
-use qtk_image::Image;
-use qtk_qcow2::CheckReport;
+use clap::{Args, ValueEnum};
+use qtk_block::Access;
+use qtk_image::{Image, OpenOptions};
+use qtk_qcow2::{CheckReport, Repair, RepairReport, repair};
 use serde_json::{Value, json};
 
 use super::arguments::ImageArguments;
 use super::text;
 
-/// Look for damage in a qcow2 image: references, refcounts, leaks
+/// Look for damage in a qcow2 image, and repair it: references, refcounts, leaks
 #[derive(Args, Debug)]
-#[command(after_help = "Exit code 3 where anything was found. The files that back the image are not looked at.")]
+#[command(
+    after_help = "Exit code 3 where anything was found and is still there. The files that back the image are not looked at.\n\
+    A repair happens whole, or the image stays as it was."
+)]
 pub(crate) struct Check {
     #[command(flatten)]
     image: ImageArguments,
+
+    /// Repair what is found: only leaks, which cost space and harm nothing, or all that can be repaired
+    #[arg(short, long, value_name = "WHAT")]
+    repair: Option<RepairName>,
 
     /// Print JSON, as `qemu-img check --output=json` does
     #[arg(long)]
     json: bool,
 }
 
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum RepairName {
+    Leaks,
+    All,
+}
+
+impl From<RepairName> for Repair {
+    fn from(name: RepairName) -> Self {
+        match name {
+            RepairName::Leaks => Self::Leaks,
+            RepairName::All => Self::All,
+        }
+    }
+}
+
 impl Check {
     pub(crate) fn run(&self) -> anyhow::Result<ExitCode> {
-        let layer = Image::open_layer(&self.image.image, &self.image.access.for_reading())?;
+        let access = if self.repair.is_some() { Access::ReadWrite } else { Access::ReadOnly };
+        let options = OpenOptions { access, ..self.image.access.for_reading() };
+        let layer = Image::open_layer(&self.image.image, &options)?;
         let name = self.image.image.display();
         let Some(qcow2) = layer.qcow2() else { bail!("{name}: raw images hold nothing that could be checked") };
-        let report = qtk_qcow2::check(qcow2)?;
+        let repaired = self.repair.map(|what| repair(qcow2, what.into(), &mut |_| {})).transpose()?;
+        let report = match &repaired {
+            Some(repaired) => repaired.check.clone(),
+            None => qtk_qcow2::check(qcow2)?,
+        };
         if self.json {
-            text::print_json(&to_json(&report, &name.to_string()))?;
+            text::print_json(&to_json(&report, repaired.as_ref(), &name.to_string()))?;
         } else {
-            print(&report, &name.to_string())?;
+            print(&report, repaired.as_ref(), &name.to_string())?;
         }
         Ok(if report.is_clean() { ExitCode::SUCCESS } else { ExitCode::from(3) })
     }
 }
 
-fn to_json(report: &CheckReport, filename: &str) -> Value {
+fn to_json(report: &CheckReport, repaired: Option<&RepairReport>, filename: &str) -> Value {
+    let fixed = |count: fn(&RepairReport) -> u64| repaired.map_or(0, count);
     let mut object = json!({ "filename": filename, "format": "qcow2", "check-errors": report.check_errors });
     let counters = [
         ("image-end-offset", report.image_end_offset),
         ("corruptions", report.corruptions),
         ("leaks", report.leaks),
+        ("corruptions-fixed", fixed(|repaired| repaired.corruptions_fixed)),
+        ("leaks-fixed", fixed(|repaired| repaired.leaks_fixed)),
         ("total-clusters", report.total_clusters),
         ("allocated-clusters", report.allocated_clusters),
         ("fragmented-clusters", report.fragmented_clusters),
@@ -55,7 +87,7 @@ fn to_json(report: &CheckReport, filename: &str) -> Value {
     object
 }
 
-fn print(report: &CheckReport, name: &str) -> io::Result<()> {
+fn print(report: &CheckReport, repaired: Option<&RepairReport>, name: &str) -> io::Result<()> {
     let mut out = io::stdout().lock();
     report.findings.iter().try_for_each(|finding| writeln!(out, "{finding}"))?;
     let listed = u64::try_from(report.findings.len()).unwrap_or(u64::MAX);
@@ -63,13 +95,20 @@ fn print(report: &CheckReport, name: &str) -> io::Result<()> {
     if found > listed {
         writeln!(out, "... and {} more", found - listed)?;
     }
+    if let Some(repaired) = repaired {
+        let (corruptions, leaks) = (repaired.corruptions_fixed, repaired.leaks_fixed);
+        writeln!(out, "{name}: repaired {corruptions} corruptions, {leaks} leaked clusters")?;
+    }
+    if let Some(failure) = &report.failure {
+        writeln!(out, "{name}: the check could not go on: {failure}")?;
+    }
     if report.is_clean() {
         writeln!(out, "{name}: no errors were found")?;
     } else {
         writeln!(
             out,
-            "{name}: {} corruptions, {} leaked clusters, {} errors while checking; `qemu-img check -r all` repairs what can be \
-             repaired, on a copy",
+            "{name}: {} corruptions, {} leaked clusters, {} errors while checking; `qtk check --repair all` repairs what can be \
+             repaired",
             report.corruptions, report.leaks, report.check_errors
         )?;
     }

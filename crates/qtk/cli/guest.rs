@@ -106,7 +106,7 @@ pub(crate) fn open(path: &std::path::Path, options: &OpenOptions) -> anyhow::Res
 }
 
 /// The time that edits carry: `SOURCE_DATE_EPOCH` where it is set, for reproducible images.
-fn now() -> anyhow::Result<Timestamp> {
+pub(crate) fn now() -> anyhow::Result<Timestamp> {
     match std::env::var("SOURCE_DATE_EPOCH") {
         Ok(text) => {
             let seconds = text

@@ -1,7 +1,9 @@
 //! One module a verb: its arguments, and what it does with them.
 
+mod amend;
 mod arguments;
 mod bench;
+mod bitmap;
 mod cat;
 mod check;
 mod chmod;
@@ -24,8 +26,10 @@ mod measure;
 mod mkdir;
 mod mv;
 mod new_image;
+mod resize;
 mod rm;
 mod size;
+mod snapshot;
 mod stat;
 mod text;
 mod write;
@@ -55,6 +59,13 @@ pub(crate) enum Verb {
     Convert(convert::Convert),
     Dd(dd::Dd),
     Measure(measure::Measure),
+    Resize(resize::Resize),
+    #[command(name = "snapshot")]
+    Snapshot(snapshot::SnapshotVerb),
+    #[command(name = "bitmap")]
+    Bitmap(bitmap::BitmapVerb),
+    #[command(name = "amend")]
+    Amend(amend::AmendVerb),
     Info(info::Info),
     Check(check::Check),
     Map(map::Map),
@@ -92,6 +103,10 @@ pub(crate) fn run(verb: &Verb) -> anyhow::Result<ExitCode> {
         Verb::Convert(verb) => verb.run(),
         Verb::Dd(verb) => verb.run(),
         Verb::Measure(verb) => verb.run(),
+        Verb::Resize(verb) => verb.run(),
+        Verb::Snapshot(verb) => verb.run(),
+        Verb::Bitmap(verb) => verb.run(),
+        Verb::Amend(verb) => verb.run(),
         Verb::Info(verb) => verb.run(),
         Verb::Check(verb) => verb.run(),
         Verb::Map(verb) => verb.run(),

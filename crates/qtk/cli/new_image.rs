@@ -49,10 +49,20 @@ pub(crate) struct NewImageArguments {
     preallocation: PreallocationName,
 }
 
+/// A version of qcow2 by its name on the command line.
 #[derive(Clone, Copy, Debug, ValueEnum)]
-enum Compat {
+pub(crate) enum Compat {
     V2,
     V3,
+}
+
+impl From<Compat> for Version {
+    fn from(name: Compat) -> Self {
+        match name {
+            Compat::V2 => Self::V2,
+            Compat::V3 => Self::V3,
+        }
+    }
 }
 
 /// A preallocation by its name on the command line.
@@ -123,10 +133,7 @@ impl NewImageArguments {
             format: self.format.into(),
             cluster_size: self.cluster_size,
             qcow2: CreateOptions {
-                version: match self.compat {
-                    Compat::V2 => Version::V2,
-                    Compat::V3 => Version::V3,
-                },
+                version: self.compat.into(),
                 refcount_bits: self.refcount_bits,
                 compression: codec.map(Into::into).unwrap_or_default(),
                 lazy_refcounts: self.lazy_refcounts,
