@@ -6,18 +6,31 @@ mod support;
 use std::sync::Arc;
 
 use proptest::prelude::*;
-use qtk_block::{BlockRead, BlockWrite};
-use qtk_qcow2::{Error, Layer, Transaction, check};
+use qtk_block::{BlockRead, BlockWrite, MemoryDisk};
+use qtk_qcow2::{Error, Layer, Repair, Transaction, check, repair};
 use support::{memory, mixed_disk, qemu_img, qemu_io};
+
+/// Options of images to damage.
+const KINDS: [&str; 4] =
+    ["-c -o cluster_size=4k", "-c -o extended_l2=on,cluster_size=16k", "-o compat=0.10", "-o data_file=data"];
 
 /// A compressed image of 4 KiB clusters with a snapshot, a bitmap and plain clusters.
 fn image() -> Vec<u8> {
+    image_of(KINDS[0])
+}
+
+fn image_of(options: &str) -> Vec<u8> {
     let folder = tempfile::tempdir().unwrap();
     mixed_disk(&folder.path().join("source.raw"), 40 << 12, 3000);
-    qemu_img(folder.path(), "convert -c -f raw -O qcow2 -o cluster_size=4k source.raw image.qcow2");
+    qemu_img(folder.path(), &format!("convert -f raw -O qcow2 {options} source.raw image.qcow2"));
+    if options.contains("data_file") {
+        return std::fs::read(folder.path().join("image.qcow2")).unwrap();
+    }
     qemu_io(folder.path(), "image.qcow2", &["write -P 1 0 20k"]);
     qemu_img(folder.path(), "snapshot -c one image.qcow2");
-    qemu_img(folder.path(), "bitmap --add image.qcow2 changes");
+    if !options.contains("0.10") {
+        qemu_img(folder.path(), "bitmap --add image.qcow2 changes");
+    }
     std::fs::read(folder.path().join("image.qcow2")).unwrap()
 }
 
@@ -180,13 +193,20 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn damage_anywhere_is_survived(changes in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>(), any::<bool>()), 1..6)) {
-        thread_local!(static IMAGE: Vec<u8> = image());
-        let mut image = IMAGE.with(Clone::clone);
+    fn damage_anywhere_is_survived(
+        kind in 0..KINDS.len(),
+        changes in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>(), any::<bool>()), 1..6),
+    ) {
+        thread_local!(static IMAGES: Vec<Vec<u8>> = KINDS.iter().map(|options| image_of(options)).collect());
+        let mut image = IMAGES.with(|images| images[kind].clone());
         for (at, value, in_header) in changes {
             let range = if in_header { 600 } else { image.len() };
             image[at.index(range)] = value;
         }
         let _ = use_image(&image);
+        let disk = Arc::new(memory(&image));
+        if let Ok(layer) = Layer::open_damaged(disk.clone(), "hostile.qcow2", Some(Arc::new(MemoryDisk::new(0)))) {
+            let _ = repair(&layer, Repair::All, &mut |_| ());
+        }
     }
 }

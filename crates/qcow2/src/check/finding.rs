@@ -58,6 +58,8 @@ pub enum Finding {
     },
     /// The L1 table of a snapshot is said to lie beyond all files.
     L1OutOfReach,
+    /// L1 tables overlap, or refer to the same L2 tables over and over.
+    TablesOverlap,
     /// An image whose data lies in another file cannot have snapshots.
     SnapshotsWithDataFile(u32),
     /// An L1 entry has bits set that must be zero.
@@ -196,6 +198,7 @@ impl Finding {
             | Self::SnapshotExtraData { dropped: false, .. }
             | Self::SnapshotTableTooLong { dropped: false, .. }
             | Self::L1OutOfReach
+            | Self::TablesOverlap
             | Self::BitmapDirectory
             | Self::UnknownRefcount(_) => Severity::CheckError,
             Self::RefcountsUnreadable { .. } | Self::CannotExtend { .. } | Self::Rebuilding | Self::NeedsRebuild => {
@@ -233,7 +236,7 @@ impl Finding {
     pub fn is_error_report(&self) -> bool {
         match self {
             Self::CannotExtend { too_large } => *too_large,
-            Self::L1OutOfReach | Self::UnknownRefcount(_) => false,
+            Self::L1OutOfReach | Self::TablesOverlap | Self::UnknownRefcount(_) => false,
             _ => self.severity() == Severity::CheckError && !self.is_silent(),
         }
     }
@@ -285,6 +288,7 @@ impl fmt::Display for Finding {
                 "ERROR snapshot {id} ({name}) l1_size={entries:#x}: L1 table is too large; snapshot table entry corrupted"
             ),
             Self::L1OutOfReach => f.write_str("ERROR: I/O error in check_refcounts_l1"),
+            Self::TablesOverlap => f.write_str("ERROR the tables overlap too often to be followed"),
             Self::SnapshotsWithDataFile(count) => write!(f, "ERROR {count} snapshots in image with data file"),
             Self::L1ReservedBits(entry) => write!(f, "ERROR found L1 entry with reserved bits set: {entry:x}"),
             Self::L2TableMisaligned(HostOffset(offset)) => {

@@ -61,7 +61,7 @@ pub enum CheckFailure {
     /// The snapshot table is not where one can be.
     #[error("Invalid argument")]
     InvalidArgument,
-    /// The image or its snapshot table is larger than QEMU takes.
+    /// The image or its snapshot table is larger than QEMU takes, or its tables overlap beyond reason.
     #[error("File too large")]
     FileTooLarge,
     /// An L1 table is said to lie beyond all files.
@@ -165,6 +165,7 @@ pub(crate) struct Checker<'a> {
     pub(crate) claims: Claims,
     pub(crate) stored: Stored,
     pub(crate) tally: Tally<'a>,
+    effort: references::Effort,
     /// Clusters that were made free, in runs.
     pub(crate) freed: Vec<std::ops::Range<u64>>,
     pub(crate) fix: Fix,
@@ -193,13 +194,20 @@ impl<'a> Checker<'a> {
             tally: Tally { report, leaks_fixed: 0, corruptions_fixed: 0, found },
             file,
             header,
+            effort: references::Effort::default(),
             freed: Vec::new(),
             fix,
             rebuild: false,
         })
     }
 
-    pub(crate) fn no_counts(file: &ImageFile, header: &Header) -> Counts {
+    /// Forgets the references counted so far.
+    pub(crate) fn recount_from_zero(&mut self) {
+        self.counts = Self::no_counts(&self.file, &self.header);
+        self.effort = references::Effort::default();
+    }
+
+    fn no_counts(file: &ImageFile, header: &Header) -> Counts {
         let clusters = header.cluster_bits.clusters_for(file.storage.size());
         Counts::new(RefcountWidth::new(header.refcount_order), clusters)
     }

@@ -2,12 +2,12 @@ use std::ops::Range;
 
 use super::finding::Finding;
 use super::stored::Stored;
-use super::{CheckFailure, Checker, Fix};
+use super::{CheckFailure, Checker, Counts, Fix};
 use crate::bitmap::BitmapDirectory;
 use crate::entry::{COPIED, Cluster, L1Entry, L2Entry, ZERO};
 use crate::error::{Corruption, Error, Place};
 use crate::header::MAX_L1_SIZE;
-use crate::types::{HostCluster, HostOffset};
+use crate::types::{ClusterBits, HostCluster, HostOffset};
 
 const BITMAP_OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
 const BITMAP_RESERVED: u64 = 0xff00_0000_0000_01fe;
@@ -20,9 +20,7 @@ impl Checker<'_> {
     pub(crate) fn count_references(&mut self) -> Result<bool, Error> {
         let bits = self.header.cluster_bits;
         self.count(HostOffset(0), bits.size());
-        self.l1_table(self.header.l1_table, self.header.l1_size, true)?;
-        if !self.snapshots()? {
-            self.tally.report.failure = Some(CheckFailure::OutOfReach);
+        if !self.l1_table(self.header.l1_table, self.header.l1_size, true)? || !self.snapshots()? {
             return Ok(false);
         }
         self.count(self.header.snapshot_table, self.snapshots.len);
@@ -60,7 +58,7 @@ impl Checker<'_> {
         }
     }
 
-    /// Follows the snapshots; false if the L1 table of one is out of reach.
+    /// Follows the snapshots; false if the check ends here.
     fn snapshots(&mut self) -> Result<bool, Error> {
         if self.format.data_file && !self.snapshots.entries.is_empty() {
             self.tally.note(Finding::SnapshotsWithDataFile(self.header.snapshots));
@@ -75,26 +73,32 @@ impl Checker<'_> {
             } else if u64::from(entries) > MAX_L1_SIZE / 8 {
                 let (id, name) = names();
                 self.tally.note(Finding::SnapshotL1TooLarge { id, name, entries });
-            } else {
-                self.l1_table(offset, entries, false)?;
-                if i64::try_from(offset.0).is_err() && entries > 0 {
-                    self.tally.note(Finding::L1OutOfReach);
-                    return Ok(false);
-                }
+            } else if !self.l1_table(offset, entries, false)? {
+                return Ok(false);
             }
         }
         Ok(true)
     }
 
-    /// Follows an L1 table. Only the active one describes the guest's disk as it is now.
-    fn l1_table(&mut self, offset: HostOffset, entries: u32, active: bool) -> Result<(), Error> {
+    /// Follows an L1 table; false if the check ends here. Only the active one describes the guest's disk as it is now.
+    fn l1_table(&mut self, offset: HostOffset, entries: u32, active: bool) -> Result<bool, Error> {
         self.count(offset, u64::from(entries) * 8);
-        for entry in self.read_l1(offset, entries)? {
-            if entry.0 != 0 {
-                self.l2_table(entry, active)?;
-            }
+        if i64::try_from(offset.0).is_err() && entries > 0 {
+            return Ok(self.give_up(Finding::L1OutOfReach, CheckFailure::OutOfReach));
         }
-        Ok(())
+        let entries = self.read_l1(offset, entries)?;
+        let used: Vec<L1Entry> = entries.iter().copied().filter(|entry| entry.0 != 0).collect();
+        if !self.effort.takes(&self.counts, self.header.cluster_bits, entries.len(), used.len()) {
+            return Ok(self.give_up(Finding::TablesOverlap, CheckFailure::FileTooLarge));
+        }
+        used.into_iter().try_for_each(|entry| self.l2_table(entry, active))?;
+        Ok(true)
+    }
+
+    fn give_up(&mut self, finding: Finding, failure: CheckFailure) -> bool {
+        self.tally.note(finding);
+        self.tally.report.failure = Some(failure);
+        false
     }
 
     fn l2_table(&mut self, entry: L1Entry, active: bool) -> Result<(), Error> {
@@ -278,4 +282,26 @@ impl Checker<'_> {
 enum Entry {
     Kept,
     Zeroed,
+}
+
+/// How much of a file's tables was read, against what its size can justify: L1 tables do not overlap, and none refers to an L2
+/// table twice. A hostile image in which they do could keep a check busy for years.
+#[derive(Debug, Default)]
+pub(super) struct Effort {
+    l1_bytes: u64,
+    /// L2 tables over the number of clusters in the file, for each L1 table.
+    repeated: u64,
+}
+
+impl Effort {
+    /// Damage that is no attack may let as many bytes of tables be read again.
+    const SLACK: u64 = 1 << 30;
+
+    /// Takes an L1 table of `entries` entries into account of which `used` refer to an L2 table; false if it is too much.
+    fn takes(&mut self, counts: &Counts, bits: ClusterBits, entries: usize, used: usize) -> bool {
+        self.l1_bytes += entries as u64 * 8;
+        self.repeated += (used as u64).saturating_sub(counts.clusters());
+        self.l1_bytes <= (counts.clusters() << bits.bits()).saturating_add(MAX_L1_SIZE)
+            && self.repeated <= Self::SLACK >> bits.bits()
+    }
 }

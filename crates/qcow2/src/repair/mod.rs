@@ -130,7 +130,7 @@ impl Checker<'_> {
             self.tally.note(Finding::Rebuilding);
             rebuild::rebuild(&self.file, &mut self.header, &mut self.counts, &self.claims, HostCluster(0))?;
             self.stored = Stored::read(&self.file, &self.header)?;
-            self.counts = Self::no_counts(&self.file, &self.header);
+            self.recount_from_zero();
             self.tally.report = CheckReport { leaks: 0, corruptions: 0, ..old.without_clusters() };
             (self.fix, self.rebuild) = (Fix::Nothing, false);
             self.count_references()?;
