@@ -41,6 +41,17 @@ impl Chain {
         self.layers().iter().find(|layer| !layer.is_log())
     }
 
+    /// The chain from the layer at `depth` down, which must be there.
+    pub(crate) fn from(&self, depth: usize) -> Self {
+        Self { layers: self.layers.clone(), top: (self.top + depth).min(self.layers.len()) }
+    }
+
+    /// All runs of `range` in the layers above the one at `depth`. What is unallocated in the lowest of them lies beneath.
+    pub(crate) fn runs_above(&self, depth: usize, range: Range<u64>) -> Runs<'_> {
+        let layers = &self.layers()[..depth.min(self.layers().len())];
+        Runs { layers, range, found: vec![None; layers.len()] }
+    }
+
     /// The chain that the topmost layer lies on, if any.
     #[must_use]
     pub fn beneath(&self) -> Option<Self> {

@@ -53,6 +53,20 @@ pub enum Error {
         /// Why.
         source: Box<Error>,
     },
+    /// The image lies on nothing.
+    #[error("{}: it has no backing file", image.display())]
+    NoBacking {
+        /// The image.
+        image: PathBuf,
+    },
+    /// An image lies on other files than the one that was named.
+    #[error("{}: {wanted} is not one of the files that it lies on; see them with `qtk info --chain`", image.display())]
+    NotInChain {
+        /// The image.
+        image: PathBuf,
+        /// The file that was named.
+        wanted: String,
+    },
     /// One of two images that were compared could not be read.
     #[error("{}: cannot compare at guest offset {offset:#x}", path.display())]
     Compare {

@@ -26,9 +26,14 @@ impl Image {
 
     /// Opens the image that `spec` describes and its chain of backing files.
     pub fn open_node(spec: &NodeSpec, options: &OpenOptions) -> Result<Self, Error> {
-        let (chain, warnings) = open::open_chain(spec.clone(), options, 0)?;
+        let (chain, warnings) = open::open_chain(spec.clone(), options, None)?;
+        Ok(Self { warnings, ..Self::of_chain(chain, options.access) })
+    }
+
+    /// An open chain as an image.
+    pub(crate) fn of_chain(chain: Chain, access: Access) -> Self {
         let path = chain.named().map_or_else(PathBuf::new, |layer| layer.path().to_owned());
-        Ok(Self { path, chain, warnings, access: options.access })
+        Self { path, chain, warnings: Vec::new(), access }
     }
 
     /// Opens the file at `path` alone, whatever it lies on: for looking at its metadata.

@@ -6,7 +6,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
 
-use qtk_block::{Access, BlockRead, ExtentKind, ImageLock, LockError, LockMode, RawFile, read_padded};
+use qtk_block::{Access, BlockRead, ExtentKind, HostStorage, ImageLock, LockError, LockMode, RawFile, read_padded};
 use qtk_qcow2::{Header, HostOffset, Mapping, MappingKind};
 
 use crate::format::{Probe, probe};
@@ -25,7 +25,6 @@ pub struct ChainLayer {
     data: Option<DataFile>,
     node: Node,
     content: Content,
-    size: u64,
     format_probed: bool,
     /// Whether it is the log of an unfinished transaction, which no name leads to.
     is_log: bool,
@@ -134,14 +133,12 @@ impl ChainLayer {
 
     fn raw(storage: Storage, options: LayerOptions<'_>) -> Result<Self, Error> {
         let (storage, lock_mode, _lock) = locked(storage, Format::Raw, options)?;
-        let size = storage.len().next_multiple_of(SECTOR);
         let node = storage.node.clone();
         Ok(Self {
             storage,
             data: None,
             node,
             content: Content::Raw,
-            size,
             format_probed: false,
             is_log: false,
             lock_mode,
@@ -159,9 +156,9 @@ impl ChainLayer {
             Some(data) => qtk_qcow2::Layer::open_with(storage.device(), name, Some(data.storage.device()))?,
             None => metadata,
         };
-        let (size, content) = (layer.size(), Content::Qcow2(Arc::new(layer)));
-        let node = Node::on("qcow2", storage.node.clone(), size, Vec::new());
-        Ok(Self { storage, data, node, content, size, format_probed: false, is_log: false, lock_mode, _lock })
+        let node = Node::on("qcow2", storage.node.clone(), layer.size(), Vec::new());
+        let content = Content::Qcow2(Arc::new(layer));
+        Ok(Self { storage, data, node, content, format_probed: false, is_log: false, lock_mode, _lock })
     }
 
     /// An open qcow2 file that nobody changes any more, such as the log of a finished transaction.
@@ -171,7 +168,6 @@ impl ChainLayer {
             node: Node::on("qcow2", storage.node.clone(), log.size(), Vec::new()),
             storage,
             data: None,
-            size: log.size(),
             content: Content::Qcow2(Arc::new(log)),
             format_probed: false,
             is_log: true,
@@ -199,6 +195,11 @@ impl ChainLayer {
             Content::Raw => self.path().to_string_lossy(),
             Content::Qcow2(_) => Cow::Borrowed(&self.data_storage().node.filename),
         }
+    }
+
+    /// What the image lies in, as a device of its own.
+    pub(crate) fn storage(&self) -> Arc<dyn HostStorage> {
+        self.storage.device()
     }
 
     /// The part of the file that the image lies in.
@@ -247,7 +248,11 @@ impl ChainLayer {
     /// Size of the disk in bytes, in whole sectors.
     #[must_use]
     pub fn size(&self) -> u64 {
-        self.size
+        match &self.content {
+            // A raw file can grow while it is open.
+            Content::Raw => self.storage.len().next_multiple_of(SECTOR),
+            Content::Qcow2(layer) => layer.size(),
+        }
     }
 
     /// Name of the backing file, as stored.

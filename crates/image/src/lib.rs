@@ -7,6 +7,7 @@
 
 mod bench;
 mod chain;
+mod commit;
 mod compare;
 mod convert;
 mod create;
@@ -35,6 +36,7 @@ mod transaction;
 
 pub use bench::{BenchOptions, bench};
 pub use chain::{Chain, Run, Runs};
+pub use commit::{CommitOptions, commit};
 pub use compare::{Comparison, compare};
 pub use convert::{BitmapCopy, ConvertOptions, ConvertReport, ConvertWarning, Target, convert};
 pub use create::{NewImage, create_image, open_base};

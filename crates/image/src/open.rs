@@ -121,18 +121,18 @@ pub(crate) fn open_layer(spec: NodeSpec, options: &OpenOptions, depth: Depth) ->
     Ok(ChainLayer::open(spec, options)?.0)
 }
 
-/// Opens a node and everything beneath it. Layers down to `writable`, counted from the top, can be written if the topmost can.
+/// Opens a node and everything beneath it. Besides the topmost layer the one at depth `base` can be written, where that one can.
 pub(crate) fn open_chain(
     spec: NodeSpec,
     options: &OpenOptions,
-    writable: usize,
+    base: Option<usize>,
 ) -> Result<(Chain, Vec<Warning>), Error> {
     let mut layers: Vec<ChainLayer> = Vec::new();
     let mut warnings = Vec::new();
     let mut next = Some((spec, options.format));
     let mut depth = 0;
     while let Some((spec, format)) = next {
-        let access = if depth <= writable { options.access } else { Access::ReadOnly };
+        let access = if depth == 0 || Some(depth) == base { options.access } else { Access::ReadOnly };
         let host = Host { access, above: &layers };
         let layer_options =
             LayerOptions { format, share: options.share, depth: Depth::Chain, policy: &options.backing, host };

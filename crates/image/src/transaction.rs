@@ -1,7 +1,7 @@
 use std::io;
 use std::ops::Range;
 
-use qtk_block::{Access, BlockRead, BlockWrite, Extent};
+use qtk_block::{Access, BlockRead, BlockWrite, Extent, Preallocation};
 
 use crate::format::{Probe, probe};
 use crate::redo::RedoLog;
@@ -52,6 +52,14 @@ impl Transaction {
                 self.refuse_other_format(log)?;
                 log.commit()
             }
+        }
+    }
+
+    /// Gives a qcow2 image's disk another size. That of a raw image is its file's.
+    pub(crate) fn resize(&self, size: u64) -> Result<(), Error> {
+        match &self.change {
+            Change::Qcow2(transaction) => Ok(transaction.resize(size, Preallocation::Off)?),
+            Change::Raw(_) => Ok(()),
         }
     }
 
