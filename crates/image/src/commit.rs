@@ -8,6 +8,7 @@ use qtk_block::{Access, BlockRead, BlockWrite, ExtentKind, HostStorage, Progress
 use qtk_qcow2::MappingKind;
 
 use crate::chain::in_memory;
+use crate::status::Statuses;
 use crate::{
     Chain, ChainLayer, Error, Format, Image, NodeSpec, OpenOptions, RateLimit, Run, Transaction, edit, name, open,
 };
@@ -162,7 +163,7 @@ impl Work<'_> {
     }
 
     fn copy_range(&mut self, target: &dyn BlockWrite, range: Range<u64>) -> Result<(), Error> {
-        let mut runs = self.image.runs(range.clone());
+        let mut runs = Statuses::new(self.image.chain(), range.clone());
         let mut buf = Vec::new();
         let mut at = range.start;
         while let Some(run) = runs.next() {

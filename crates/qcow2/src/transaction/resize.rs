@@ -84,13 +84,13 @@ impl State {
     fn zero_added(&mut self, added: Range<u64>) -> Result<(), Error> {
         let bits = self.header.cluster_bits;
         let tail = added.start..added.start.next_multiple_of(bits.size()).min(added.end);
+        let hidden = self.backing.as_ref().is_some_and(|backing| backing.size() > added.start);
         let mut bytes = vec![0; in_memory(tail.end - tail.start)];
         self.read(&mut bytes, tail.start)?;
-        if !is_zero(&bytes) {
+        if hidden || !is_zero(&bytes) {
             bytes.fill(0);
             self.write(&bytes, tail.start)?;
         }
-        let hidden = self.backing.as_ref().is_some_and(|backing| backing.size() > added.start);
         if hidden && tail.end < added.end { self.zero(tail.end..added.end) } else { Ok(()) }
     }
 

@@ -247,7 +247,7 @@ impl State {
         while next < clusters.end {
             let run = mapping::find(self, next << bits.bits()..(clusters.end << bits.bits()).min(self.size()))?;
             let reads_alike = match run.kind {
-                MappingKind::Unallocated => entry == L2Entry::UNALLOCATED || self.backing.is_none(),
+                MappingKind::Unallocated => entry == L2Entry::UNALLOCATED,
                 MappingKind::Zero { host: None } => entry != L2Entry::UNALLOCATED,
                 _ => false,
             };
