@@ -10,25 +10,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use proptest::prelude::*;
-use qtk_block::{BlockRead, BlockWrite, Extent, HostStorage, MemoryDisk, Preallocation};
-use qtk_qcow2::{
-    Amend, Backing, ClusterBits, CompressionType, CreateOptions, GuestCluster, Layer, NewBitmap, NewSnapshot,
-    Transaction, Version, check, codec, create,
-};
-use support::crash::{Scenario, assert_state_for_qemu};
-use support::{memory, mixed_disk, noise, qemu_img, qemu_io, read_all};
-
-/// A compressed image with a snapshot and plain and zero clusters.
-fn rich_image(cluster: usize, refcount_bits: u32) -> Vec<u8> {
-    let folder = tempfile::tempdir().unwrap();
-    mixed_disk(&folder.path().join("source.raw"), cluster * 40, cluster * 2 / 3);
-    let options = format!("cluster_size={cluster},refcount_bits={refcount_bits}");
-    qemu_img(folder.path(), &format!("convert -c -f raw -O qcow2 -o {options} source.raw image.qcow2"));
-    qemu_io(folder.path(), "image.qcow2", &[&format!("write -P 1 0 {}", cluster * 5)]);
-    qemu_img(folder.path(), "snapshot -c one image.qcow2");
-    qemu_io(folder.path(), "image.qcow2", &[&format!("write -P 2 {} {}", cluster * 2, cluster * 2)]);
-    std::fs::read(folder.path().join("image.qcow2")).unwrap()
-}
+use qtk_block::{BlockRead, BlockWrite, Extent, HostStorage, MemoryDisk};
+use qtk_qcow2::{ClusterBits, CreateOptions, Layer, Transaction, check, create};
+use support::crash::{Scenario, assert_state_for_qemu, change, rich_image};
+use support::{memory, noise, read_all};
 
 fn empty_image(size: u64, bits: u32, refcount_bits: u32) -> Vec<u8> {
     let disk = Arc::new(MemoryDisk::new(0));
@@ -36,22 +21,6 @@ fn empty_image(size: u64, bits: u32, refcount_bits: u32) -> Vec<u8> {
     create(disk.clone(), "image", &CreateOptions { size, cluster_bits, refcount_bits, ..CreateOptions::default() })
         .unwrap();
     read_all(&*disk)
-}
-
-/// Partial, whole, repeated and zeroing writes over a disk of at least 40 clusters.
-fn change(cluster: u64) -> impl Fn(&Transaction) {
-    move |transaction| {
-        let write = |seed, len: u64, at: u64| {
-            transaction.write_at(&noise(seed, usize::try_from(len).unwrap()), at).unwrap();
-        };
-        write(1, 100, cluster + 7);
-        write(2, cluster * 3, cluster * 3 - 50);
-        write(3, 200, cluster + 50);
-        transaction.zero(cluster * 10..cluster * 12 + 9).unwrap();
-        transaction.discard(cluster * 20..cluster * 22).unwrap();
-        write(4, cluster * 4, cluster * 30);
-        transaction.zero(cluster * 31..cluster * 32).unwrap();
-    }
 }
 
 #[test]
@@ -92,100 +61,6 @@ proptest! {
     }
 }
 
-type Change = Box<dyn Fn(&Transaction)>;
-
-/// Changes of more than guest data.
-fn metadata_changes(cluster: u64) -> Vec<(&'static str, Change)> {
-    let backing = |name: &str| Some(Backing { name: name.into(), format: Some("raw".into()) });
-    let pack = move |transaction: &Transaction| {
-        for index in 0..12 {
-            let bytes = [noise(index, 100), vec![7; usize::try_from(cluster).unwrap() - 100]].concat();
-            let mut compressed = vec![0; bytes.len()];
-            let mut compressor = codec::Compressor::new(CompressionType::Zlib, None).unwrap();
-            let len = compressor.compress(&bytes, &mut compressed).unwrap().unwrap();
-            transaction.write_compressed(GuestCluster(index * 3), &compressed[..len]).unwrap();
-        }
-        transaction.write_at(&[1; 10], 0).unwrap();
-    };
-    vec![
-        ("grow", Box::new(move |t: &Transaction| t.resize(cluster * 9000 + 512, Preallocation::Off).unwrap())),
-        ("shrink", Box::new(move |t: &Transaction| t.resize(cluster * 3 + 512, Preallocation::Off).unwrap())),
-        ("preallocate", Box::new(move |t: &Transaction| t.resize(cluster * 150, Preallocation::Metadata).unwrap())),
-        ("clear", Box::new(|t: &Transaction| t.clear().unwrap())),
-        ("backing", Box::new(move |t: &Transaction| t.set_backing(backing("base.raw")).unwrap())),
-        ("compress", Box::new(pack)),
-        (
-            "all",
-            Box::new(move |t: &Transaction| {
-                change(cluster)(t);
-                t.resize(cluster * 300, Preallocation::Off).unwrap();
-                pack(t);
-                t.resize(cluster * 100, Preallocation::Off).unwrap();
-                t.set_backing(backing("base.raw")).unwrap();
-            }),
-        ),
-    ]
-}
-
-#[test]
-fn changes_of_metadata_are_atomic() {
-    for (cluster, refcount_bits) in [(512, 16), (4096, 8)] {
-        for (_, change) in metadata_changes(cluster as u64) {
-            for finish in [Transaction::commit, Transaction::commit_settled] {
-                Scenario::record(rich_image(cluster, refcount_bits), &change, Some(finish)).crash();
-            }
-        }
-    }
-}
-
-/// Changes of snapshots, bitmaps and the format, which begin with a snapshot and without bitmaps.
-fn feature_changes(cluster: u64) -> Vec<(&'static str, Change)> {
-    let snapshot = |name: &str| NewSnapshot { name: name.into(), taken: (1, 2), icount: None };
-    let bitmap =
-        |name: &str, granularity| NewBitmap { name: name.into(), granularity: Some(granularity), enabled: true };
-    let amend = |amend: Amend| -> Change { Box::new(move |t| t.amend(&amend).unwrap()) };
-    vec![
-        ("create", Box::new(move |t| drop(t.create_snapshot(&snapshot("two")).unwrap()))),
-        ("apply", Box::new(|t| t.apply_snapshot("one").unwrap())),
-        ("delete", Box::new(|t| t.delete_snapshot("one").unwrap())),
-        (
-            "all",
-            Box::new(move |t| {
-                t.apply_snapshot("one").unwrap();
-                change(cluster)(t);
-                t.create_snapshot(&snapshot("two")).unwrap();
-                t.write_at(&[3; 1000], cluster * 2).unwrap();
-                t.add_bitmap(&bitmap("changes", 512)).unwrap();
-                change(cluster)(t);
-                t.delete_snapshot("one").unwrap();
-            }),
-        ),
-        (
-            "bitmaps",
-            Box::new(move |t| {
-                t.add_bitmap(&bitmap("fine", 512)).unwrap();
-                t.add_bitmap(&bitmap("coarse", 4096)).unwrap();
-                change(cluster)(t);
-                t.remove_bitmap("coarse").unwrap();
-            }),
-        ),
-        ("down", amend(Amend { version: Some(Version::V2), refcount_bits: Some(16), ..Amend::default() })),
-        ("narrow", amend(Amend { refcount_bits: Some(8), ..Amend::default() })),
-        ("wide", amend(Amend { refcount_bits: Some(64), lazy_refcounts: Some(true), ..Amend::default() })),
-    ]
-}
-
-#[test]
-fn changes_of_features_are_atomic() {
-    for (cluster, refcount_bits) in [(512, 16), (4096, 8)] {
-        for (_, change) in feature_changes(cluster as u64) {
-            for finish in [Transaction::commit, Transaction::commit_settled] {
-                Scenario::record(rich_image(cluster, refcount_bits), &change, Some(finish)).crash();
-            }
-        }
-    }
-}
-
 #[test]
 fn a_growing_refcount_table_is_atomic() {
     // A 512-byte table of 64 blocks, each of 64 counts, covers 2 MiB of file.
@@ -197,7 +72,7 @@ fn a_growing_refcount_table_is_atomic() {
         let header = Layer::open(Arc::new(memory(&image)), "image").unwrap().header().clone();
         assert!(header.refcount_table_clusters > 1);
         let folder = tempfile::tempdir().unwrap();
-        assert_state_for_qemu(folder.path(), &image, &scenario.new);
+        assert_state_for_qemu(folder.path(), &image, &scenario.new.disk);
     }
 }
 

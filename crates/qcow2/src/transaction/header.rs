@@ -80,14 +80,12 @@ impl HeaderArea {
         file.sync()
     }
 
-    /// Writes what lies past the first sector, over whatever is there in `current`.
-    fn write_beyond(&self, file: &ImageFile, current: &Self) -> Result<(), Error> {
-        let end = self.used().len().max(current.used().len());
-        if let Some(bytes) = self.0.get(SECTOR..end).filter(|bytes| **bytes != current.0[SECTOR..end]) {
-            file.write(bytes, HostOffset(SECTOR as u64))?;
-            file.sync()?;
+    /// Writes what lies past the first sector, up to `end`.
+    fn write_beyond(&self, file: &ImageFile, end: usize) -> Result<(), Error> {
+        match self.0.get(SECTOR..end) {
+            Some(bytes) if !bytes.is_empty() => file.write(bytes, HostOffset(SECTOR as u64)),
+            _ => Ok(()),
         }
-        Ok(())
     }
 }
 
@@ -107,19 +105,25 @@ pub(crate) fn replace_header(
         return Ok(area);
     }
     let (before, after) = (committed.beyond_first_sector(), area.beyond_first_sector());
-    if after.starts_with(before) {
+    if after == before {
+        area.write_first_sector(file)?;
+    } else if after.starts_with(before) {
         // Nothing refers to what follows yet.
-        area.write_beyond(file, committed)?;
+        area.write_beyond(file, area.used().len())?;
+        file.sync()?;
         area.write_first_sector(file)?;
     } else if before.starts_with(after) {
         area.write_first_sector(file)?;
-        area.write_beyond(file, committed)?;
+        area.write_beyond(file, committed.used().len())?;
     } else {
         let detour = detour(committed, &area).ok_or_else(|| refused(file, WriteObstacle::HeaderOutOfReach))?;
-        detour.write_beyond(file, committed)?;
+        detour.write_beyond(file, detour.used().len())?;
+        file.sync()?;
         detour.write_first_sector(file)?;
-        area.write_beyond(file, &detour)?;
+        area.write_beyond(file, area.used().len())?;
+        file.sync()?;
         area.write_first_sector(file)?;
+        area.write_beyond(file, detour.used().len())?;
     }
     Ok(area)
 }
