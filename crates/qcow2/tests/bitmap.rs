@@ -325,3 +325,25 @@ fn an_inconsistent_bitmap_can_only_be_removed() {
 fn directory_offset(image: &Path) -> u64 {
     open(image).header().bitmaps().unwrap().unwrap().directory_offset
 }
+
+#[test]
+fn hostile_bitmaps_cannot_free_what_others_use() {
+    let images = Images::new("cluster_size=4k", 1 << 20);
+    let image = images.path("ours.qcow2");
+    change(&image, |t| {
+        t.add_bitmap(&new("b", 4096)).unwrap();
+        t.write_at(&[1; 100], 0).unwrap();
+    });
+    let sound = std::fs::read(&image).unwrap();
+    let table = usize::try_from(open(&image).bitmaps().unwrap()[0].table.0).unwrap();
+    let header = open(&image).header().clone();
+    for entry in [header.refcount_table.0, header.l1_table.0, 1 << 40, 0x1200, 3, 1 << 60] {
+        let mut bytes = sound.clone();
+        bytes[table..table + 8].copy_from_slice(&entry.to_be_bytes());
+        std::fs::write(&image, &bytes).unwrap();
+        let transaction = begin(&image);
+        assert!(matches!(transaction.remove_bitmap("b"), Err(Error::Corrupt { .. })), "{entry:#x}");
+        drop(transaction);
+        assert!(std::fs::read(&image).unwrap() == bytes);
+    }
+}

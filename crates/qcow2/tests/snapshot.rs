@@ -339,3 +339,34 @@ fn the_state_of_a_machine_is_kept_past_the_disk() {
     pair.change(|t| t.apply_snapshot("second").unwrap());
     assert_state(2);
 }
+
+/// The bytes of our image, changed by `change`.
+fn damage(pair: &Pair, change: impl FnOnce(&mut [u8])) {
+    let mut bytes = std::fs::read(pair.ours()).unwrap();
+    change(&mut bytes);
+    std::fs::write(pair.ours(), bytes).unwrap();
+}
+
+#[test]
+fn hostile_snapshots_cannot_free_what_others_use() {
+    let pair = Pair::new(1 << 20, "cluster_size=4k", false);
+    pair.both(|image| drop(qemu_io(pair.path(), image, &["write -P 3 0 64k"])));
+    pair.change(|t| drop(t.create_snapshot(&snapshot("a")).unwrap()));
+    let layer = open(&pair.ours());
+    let l1 = usize::try_from(layer.snapshots().unwrap()[0].l1_table.0).unwrap();
+    let table = usize::try_from(layer.header().snapshot_table.0).unwrap();
+    let header = layer.header();
+    let sound = std::fs::read(pair.ours()).unwrap();
+    for target in [0, header.refcount_table.0, header.l1_table.0, header.snapshot_table.0, 1 << 40, 0x1200] {
+        // L2 tables where other metadata lies, past the file's end and within a cluster.
+        damage(&pair, |bytes| bytes[l1..l1 + 8].copy_from_slice(&(target | 1 << 63).to_be_bytes()));
+        for change in [Transaction::apply_snapshot, Transaction::delete_snapshot] {
+            let result = change(&pair.begin(), "a");
+            assert!(target == 0 || matches!(result, Err(Error::Corrupt { .. })), "{target:#x}: {result:?}");
+        }
+        std::fs::write(pair.ours(), &sound).unwrap();
+    }
+    // More entries than a table can have.
+    damage(&pair, |bytes| bytes[table + 8..table + 12].fill(0xff));
+    assert!(matches!(open(&pair.ours()).at_snapshot(0).map(drop), Err(Error::Corrupt { .. })));
+}

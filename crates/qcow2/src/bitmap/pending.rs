@@ -299,9 +299,9 @@ impl State {
         let cluster_bits = self.header().cluster_bits;
         for entry in read_table(self.file(), cluster_bits, bitmap)? {
             if let TableEntry::Stored(offset) = entry {
-                self.release(place, offset, cluster_bits.size())?;
+                self.release_checked(place, offset, cluster_bits.size())?;
             }
         }
-        self.release(place, bitmap.table, u64::from(bitmap.table_size) * 8)
+        self.release_checked(place, bitmap.table, u64::from(bitmap.table_size) * 8)
     }
 }

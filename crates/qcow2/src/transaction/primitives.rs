@@ -49,6 +49,11 @@ impl State {
         self.drop_clusters(clusters, place)
     }
 
+    /// The same for a structure of the committed state that may overlap others, which is damage.
+    pub(crate) fn release_checked(&mut self, place: Place, offset: HostOffset, len: u64) -> Result<(), Error> {
+        self.clusters(offset, len).try_for_each(|cluster| self.refcounts.drop_data(HostCluster(cluster), place))
+    }
+
     pub(super) fn drop_clusters(&mut self, clusters: Range<u64>, place: Place) -> Result<(), Error> {
         for cluster in clusters {
             self.refcounts.drop_user(HostCluster(cluster), place)?;

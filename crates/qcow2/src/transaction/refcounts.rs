@@ -271,9 +271,23 @@ impl Refcounts {
     }
 
     fn refuse_metadata(&self, cluster: HostCluster, place: Place) -> Result<(), Error> {
-        let Some(first) = self.committed.metadata.place_of(cluster) else { return Ok(()) };
+        match self.committed.metadata.place_of(cluster) {
+            Some(first) => Err(self.overlap(cluster, first, place)),
+            None => Ok(()),
+        }
+    }
+
+    /// Fails if an L2 table of some snapshot lies on other metadata. That it is an active table too is what sharing means.
+    pub(super) fn check_table(&self, cluster: HostCluster, place: Place) -> Result<(), Error> {
+        match self.committed.metadata.place_of(cluster) {
+            None | Some(Place::L2Table(_)) => Ok(()),
+            Some(first) => Err(self.overlap(cluster, first, place)),
+        }
+    }
+
+    fn overlap(&self, cluster: HostCluster, first: Place, second: Place) -> Error {
         let offset = self.committed.bits.host_offset(cluster);
-        Err(self.committed.file.corrupt(Corruption::Overlap { first, second: place, offset }))
+        self.committed.file.corrupt(Corruption::Overlap { first, second, offset })
     }
 
     /// Counts one user less of a cluster. `place` is the user.

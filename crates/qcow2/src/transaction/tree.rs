@@ -73,6 +73,7 @@ impl State {
             if let (Some(home), Some(entries)) =
                 (self.table_home(index), self.l2_table(index)?.map(<[L2Entry]>::to_vec))
             {
+                self.refcounts.check_table(home, Place::L2Table(index))?;
                 self.refcounts.add(home, Place::L2Table(index))?;
                 self.add_users(index, &entries)?;
             }
@@ -122,6 +123,7 @@ impl State {
 
     pub(super) fn drop_table(&mut self, index: u64, home: Option<HostCluster>) -> Result<(), Error> {
         let Some(home) = home else { return Ok(()) };
+        self.refcounts.check_table(home, Place::L2Table(index))?;
         self.refcounts.drop_user(home, Place::L2Table(index))?;
         if self.refcounts.count(home)? == 0 {
             self.frozen.remove(&home);
