@@ -1,20 +1,20 @@
 //! Images written in one pass, judged by `qemu-img`.
-#![cfg(test)]
+#![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 
+mod support;
+
+use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::process::Command;
 use std::sync::Arc;
 
-use qtk_block::{Access, HostStorage, RawFile};
-use qtk_qcow2::codec::Compressor;
-use qtk_qcow2::{ClusterBits, CompressionType, CreateOptions, GuestCluster, GuestOffset, ImageWriter};
-
-fn qemu_img(arguments: &[&str]) -> String {
-    let output = Command::new("qemu-img").args(arguments).output().expect("qemu-img must be installed");
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert!(output.status.success(), "qemu-img {arguments:?}: {text}{}", String::from_utf8_lossy(&output.stderr));
-    text
-}
+use proptest::prelude::*;
+use qtk_block::{BlockRead, HostStorage};
+use qtk_qcow2::codec::{Compressor, decompress};
+use qtk_qcow2::{
+    Backing, ClusterBits, CompressionType, CreateOptions, GuestCluster, GuestOffset, ImageWriter, Layer, Mapping,
+    MappingKind, Preallocation, Version,
+};
+use support::{assert_clean, noise, open, qemu_img, qemu_read, storage, tool, used_clusters};
 
 /// Clusters by index: holes, text, noise, half and half, so that packed and plain clusters alternate.
 fn cluster(index: u64, len: usize) -> Option<Vec<u8>> {
@@ -40,7 +40,7 @@ fn cluster(index: u64, len: usize) -> Option<Vec<u8>> {
 fn write(path: &Path, expected: &Path, size: u64, bits: u32, kind: CompressionType) {
     let file = std::fs::File::create_new(path).unwrap();
     drop(file);
-    let storage: Arc<dyn HostStorage> = Arc::new(RawFile::open(path, Access::ReadWrite).unwrap());
+    let storage = storage(path);
     let bits = ClusterBits::new(bits).unwrap();
     let options = CreateOptions { size, cluster_bits: bits, compression: kind, ..CreateOptions::default() };
     let mut writer = ImageWriter::new(storage, "image", options).unwrap();
@@ -72,9 +72,190 @@ fn qemu_reads_every_cluster_size_and_codec() {
             let (image, raw) = (name(&format!("{bits}-{size}-{kind:?}.qcow2")), name("expected.raw"));
             write(&image, &raw, size, bits, kind);
             let image = image.to_str().unwrap();
-            let check = qemu_img(&["check", "--output=json", image]);
+            let check = tool("qemu-img", ["check", "--output=json", image]);
             assert!(!check.contains("leaks") && !check.contains("corruptions"), "{image}: {check}");
-            qemu_img(&["compare", "-f", "raw", "-F", "qcow2", raw.to_str().unwrap(), image]);
+            tool("qemu-img", ["compare", "-f", "raw", "-F", "qcow2", raw.to_str().unwrap(), image]);
+        }
+    }
+}
+
+/// What QEMU writes at once.
+const PIECE: u64 = 2 << 20;
+
+fn new_storage(image: &Path) -> Arc<dyn HostStorage> {
+    std::fs::write(image, "").unwrap();
+    storage(image)
+}
+
+/// A sparse disk with noise in the given ranges, which must ascend and not touch.
+fn sparse_disk(path: &Path, size: u64, runs: &[(u64, u64)]) {
+    let disk = std::fs::File::create(path).unwrap();
+    disk.set_len(size).unwrap();
+    for &(start, len) in runs {
+        disk.write_all_at(&noise(start + 1, usize::try_from(len).unwrap()), start).unwrap();
+    }
+}
+
+/// Writes the disk by ourselves and by `qemu-img convert`, and compares the files.
+fn assert_laid_out_as_by_qemu(options: CreateOptions, text: &str, runs: &[(u64, u64)]) {
+    let folder = tempfile::tempdir().unwrap();
+    let name = |name: &str| folder.path().join(name);
+    sparse_disk(&name("disk.raw"), options.size, runs);
+    qemu_img(folder.path(), &format!("convert -f raw -O qcow2 -o {text} disk.raw theirs.qcow2"));
+    let mut writer = ImageWriter::new(new_storage(&name("ours.qcow2")), "image", options).unwrap();
+    for &(start, len) in runs {
+        for at in (start..start + len).step_by(usize::try_from(PIECE).unwrap()) {
+            let mut piece = vec![0; usize::try_from(PIECE.min(start + len - at)).unwrap()];
+            storage(&name("disk.raw")).read_at(&mut piece, at).unwrap();
+            writer.write(GuestOffset(at), &piece).unwrap();
+        }
+    }
+    writer.finish().unwrap();
+    assert!(used_clusters(&name("ours.qcow2")) == used_clusters(&name("theirs.qcow2")), "{text}: {runs:?}");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(40))]
+    #[test]
+    fn the_layout_of_convert(
+        bits in 9..=21_u32,
+        order in 0..=6_u32,
+        extended_l2 in any::<bool>(),
+        preallocation in prop_oneof![3 => Just(Preallocation::Off), 1 => Just(Preallocation::Metadata)],
+        runs in proptest::collection::vec((1..40_u64, 1..200_u64), 0..12),
+        tail in 0..3_u64,
+    ) {
+        // File systems keep holes in blocks of 4 KiB.
+        let mut end = 0;
+        let runs: Vec<(u64, u64)> = runs.iter().map(|&(gap, len)| {
+            let start = end + (gap << 12 << (bits / 4));
+            end = start + (len << 12);
+            (start, len << 12)
+        }).collect();
+        let extended_l2 = extended_l2 && bits >= 14;
+        let options = CreateOptions {
+            size: end + tail * 5632,
+            cluster_bits: ClusterBits::new(bits).unwrap(),
+            refcount_bits: 1 << order,
+            extended_l2,
+            preallocation,
+            ..CreateOptions::default()
+        };
+        let (cluster, width) = (options.cluster_bits.size(), options.refcount_bits);
+        let preallocated = if preallocation == Preallocation::Off { "off" } else { "metadata" };
+        let extended = if extended_l2 { "on" } else { "off" };
+        let text = format!("cluster_size={cluster},refcount_bits={width},extended_l2={extended},preallocation={preallocated}");
+        assert_laid_out_as_by_qemu(options, &text, &runs);
+    }
+}
+
+#[test]
+fn refcount_tables_move_as_by_qemu() {
+    // Half a cluster of refcounts counts 16 KiB, and the first table 1 MiB.
+    let options = CreateOptions {
+        size: 12 << 20,
+        cluster_bits: ClusterBits::new(9).unwrap(),
+        refcount_bits: 64,
+        ..CreateOptions::default()
+    };
+    assert_laid_out_as_by_qemu(options, "cluster_size=512,refcount_bits=64", &[(4096, 5 << 20), (6 << 20, 6 << 20)]);
+}
+
+#[test]
+fn several_refcount_blocks_in_a_sparse_image() {
+    let runs: Vec<(u64, u64)> = (0..40).map(|index| (index * 60 << 20, 4 << 20)).collect();
+    let options = CreateOptions { size: 3 << 30, refcount_bits: 64, ..CreateOptions::default() };
+    assert_laid_out_as_by_qemu(options, "refcount_bits=64", &runs);
+}
+
+#[test]
+fn compressed_streams_are_packed_as_by_qemu() {
+    // Deflate decodes a byte or so before a stream's end, so only zstd tells how long a stream is.
+    let kind = CompressionType::Zstd;
+    for (bits, width) in [(9, 16), (12, 1), (12, 64), (16, 2), (16, 16)] {
+        let folder = tempfile::tempdir().unwrap();
+        let name = |name: &str| folder.path().join(name);
+        let cluster_bits = ClusterBits::new(bits).unwrap();
+        let size = cluster_bits.size() * 700 + 512;
+        let mut disk = vec![0; usize::try_from(size).unwrap()];
+        for (index, part) in disk.chunks_mut(cluster_bits.buffer_len()).enumerate() {
+            if let Some(content) = cluster(index as u64, part.len()) {
+                part.copy_from_slice(&content);
+            }
+        }
+        std::fs::write(name("disk.raw"), disk).unwrap();
+        let text = format!("cluster_size={},refcount_bits={width},compression_type={kind}", cluster_bits.size());
+        qemu_img(folder.path(), &format!("convert -c -f raw -O qcow2 -o {text} disk.raw theirs.qcow2"));
+        let options =
+            CreateOptions { size, cluster_bits, compression: kind, refcount_bits: width, ..CreateOptions::default() };
+        let mut writer = ImageWriter::new(new_storage(&name("ours.qcow2")), "image", options).unwrap();
+        copy_streams(&open(&name("theirs.qcow2")), &mut writer);
+        writer.finish().unwrap();
+        assert!(used_clusters(&name("ours.qcow2")) == used_clusters(&name("theirs.qcow2")), "{text}");
+    }
+}
+
+/// Gives the writer each of the layer's clusters as it is stored.
+fn copy_streams(layer: &Layer, writer: &mut ImageWriter) {
+    let size = layer.cluster_size();
+    for start in (0..layer.size()).step_by(usize::try_from(size).unwrap()) {
+        let mapping = layer.mapping(start..layer.size().min(start + size)).unwrap();
+        match mapping.kind {
+            MappingKind::Compressed { host, len } => {
+                let mut stream = vec![0; usize::try_from(len).unwrap()];
+                layer.storage().read_at(&mut stream, host.0).unwrap();
+                stream.truncate(shortest(layer.compression(), &stream, size));
+                writer.compressed(GuestCluster(start / size), &stream).unwrap();
+            }
+            MappingKind::Data { .. } => {
+                let mut content = vec![0; usize::try_from(mapping.range.end - start).unwrap()];
+                layer.read_at(&mut content, start).unwrap();
+                writer.write(GuestOffset(start), &content).unwrap();
+            }
+            MappingKind::Unallocated | MappingKind::Zero { .. } => {}
+        }
+    }
+}
+
+/// The fewest bytes of a stream that decode to a cluster. The length that an entry knows ends with a sector.
+fn shortest(kind: CompressionType, stream: &[u8], cluster_size: u64) -> usize {
+    let mut cluster = vec![0; usize::try_from(cluster_size).unwrap()];
+    let lengths: Vec<usize> = (stream.len().saturating_sub(511)..=stream.len()).collect();
+    lengths[lengths.partition_point(|&len| decompress(kind, &stream[..len], &mut cluster).is_err())]
+}
+
+#[test]
+fn zeroes_hide_a_backing_file() {
+    for (version, extended_l2) in [(Version::V2, false), (Version::V3, false), (Version::V3, true)] {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("base.raw"), vec![9; 1 << 20]).unwrap();
+        let options = CreateOptions {
+            size: 1 << 20,
+            version,
+            extended_l2,
+            backing: Some(Backing { name: "base.raw".into(), format: Some("raw".into()) }),
+            ..CreateOptions::default()
+        };
+        let image = folder.path().join("image.qcow2");
+        let mut writer = ImageWriter::new(new_storage(&image), "image", options).unwrap();
+        writer.write(GuestOffset(64 << 10), &[1; 64 << 10]).unwrap();
+        writer.zero(192 << 10..320 << 10).unwrap();
+        writer.write(GuestOffset(320 << 10), &[2; 6 << 10]).unwrap();
+        writer.zero(326 << 10..400 << 10).unwrap();
+        writer.zero(960 << 10..1 << 20).unwrap();
+        writer.finish().unwrap();
+        assert_clean(&image);
+        let disk = qemu_read(&image);
+        // A cluster that is written in part reads as zeroes elsewhere; a subcluster has a life of its own.
+        let rest = if extended_l2 { 9 } else { 0 };
+        let expected = [(64, 9), (128, 1), (192, 9), (320, 0), (326, 2), (400, 0), (448, rest), (960, 9), (1024, 0)];
+        let mut at = 0;
+        for (end, byte) in expected {
+            assert!(
+                disk[at << 10..end << 10].iter().all(|&b| b == byte),
+                "{version:?}, {extended_l2}: {at}..{end} KiB"
+            );
+            at = end;
         }
     }
 }

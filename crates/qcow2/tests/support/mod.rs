@@ -155,3 +155,29 @@ pub(crate) fn mixed_disk(path: &Path, size: usize, piece: usize) -> PathBuf {
     std::fs::write(path, bytes).unwrap();
     path.to_owned()
 }
+
+/// The file with what lies in free clusters blanked out: a refcount table leaves its old self behind when it moves.
+pub(crate) fn used_clusters(image: &Path) -> Vec<u8> {
+    let mut bytes = std::fs::read(image).unwrap();
+    let layer = open(image);
+    let header = layer.header();
+    let cluster = usize::try_from(layer.cluster_size()).unwrap();
+    let word =
+        |bytes: &[u8], at: usize| usize::try_from(u64::from_be_bytes(bytes[at..at + 8].try_into().unwrap())).unwrap();
+    let table = usize::try_from(header.refcount_table.0).unwrap();
+    let width = header.refcount_bits() as usize;
+    let per_block = cluster * 8 / width;
+    let is_free = |bytes: &[u8], index: usize| {
+        let block = word(bytes, table + index / per_block * 8);
+        let bit = index % per_block * width;
+        let count = &bytes[block + bit / 8..block + (bit + width).div_ceil(8)];
+        block == 0
+            || if width < 8 { count[0] >> (bit % 8) & ((1 << width) - 1) == 0 } else { count.iter().all(|&b| b == 0) }
+    };
+    let free: Vec<usize> = (0..bytes.len().div_ceil(cluster)).filter(|&index| is_free(&bytes, index)).collect();
+    for index in free {
+        let end = bytes.len().min((index + 1) * cluster);
+        bytes[index * cluster..end].fill(0);
+    }
+    bytes
+}
