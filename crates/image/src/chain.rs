@@ -12,6 +12,7 @@ use crate::{ChainLayer, Error};
 pub struct Chain {
     layers: Arc<[ChainLayer]>,
     top: usize,
+    end: usize,
 }
 
 /// A run of a chain that one layer stores in one way.
@@ -27,13 +28,13 @@ pub struct Run {
 
 impl Chain {
     pub(crate) fn new(layers: Vec<ChainLayer>) -> Self {
-        Self { layers: layers.into(), top: 0 }
+        Self { top: 0, end: layers.len(), layers: layers.into() }
     }
 
     /// The layers, topmost first.
     #[must_use]
     pub fn layers(&self) -> &[ChainLayer] {
-        &self.layers[self.top..]
+        &self.layers[self.top..self.end]
     }
 
     /// The topmost layer that was opened by name. What lies above is the log of an unfinished transaction on it.
@@ -43,19 +44,18 @@ impl Chain {
 
     /// The chain from the layer at `depth` down, which must be there.
     pub(crate) fn from(&self, depth: usize) -> Self {
-        Self { layers: self.layers.clone(), top: (self.top + depth).min(self.layers.len()) }
+        Self { top: (self.top + depth).min(self.end), ..self.clone() }
     }
 
-    /// All runs of `range` in the layers above the one at `depth`. What is unallocated in the lowest of them lies beneath.
-    pub(crate) fn runs_above(&self, depth: usize, range: Range<u64>) -> Runs<'_> {
-        let layers = &self.layers()[..depth.min(self.layers().len())];
-        Runs { layers, range, found: vec![None; layers.len()] }
+    /// The layers above the one at `depth`, as if there were no others.
+    pub(crate) fn above(&self, depth: usize) -> Self {
+        Self { end: self.end.min(self.top + depth), ..self.clone() }
     }
 
     /// The chain that the topmost layer lies on, if any.
     #[must_use]
     pub fn beneath(&self) -> Option<Self> {
-        (self.top + 1 < self.layers.len()).then(|| Self { layers: self.layers.clone(), top: self.top + 1 })
+        (self.top + 1 < self.end).then(|| self.from(1))
     }
 
     /// All runs of `range`, which must lie on the device.

@@ -143,7 +143,8 @@ impl Work<'_> {
     fn copy_to(&mut self, target: &dyn BlockWrite) -> Result<(), Error> {
         let size = self.image.size();
         let mut done = 0;
-        let mut above = self.image.chain().runs_above(self.depth, 0..size);
+        let above = self.image.chain().above(self.depth);
+        let mut above = above.runs(0..size);
         while let Some(run) = above.next() {
             let run = run?;
             let through = run.kind == MappingKind::Unallocated && run.depth + 1 == self.depth;

@@ -5,8 +5,7 @@ use std::sync::Arc;
 
 use qtk_block::{Access, BlockRead};
 
-use crate::layer::Depth;
-use crate::{ChainLayer, Error, Image, NodeSpec, OpenOptions, open};
+use crate::{ChainLayer, Error, Image, NodeSpec, OpenOptions};
 
 fn for_writing(options: &OpenOptions) -> OpenOptions {
     OpenOptions { access: Access::ReadWrite, ..options.clone() }
@@ -23,7 +22,7 @@ pub fn edit<T>(
 }
 
 /// The same for an image that is open for writing already.
-pub(crate) fn edit_open<T>(
+pub fn edit_open<T>(
     image: &Image,
     change: impl FnOnce(&qtk_qcow2::Transaction) -> Result<T, Error>,
 ) -> Result<T, Error> {
@@ -34,16 +33,14 @@ pub(crate) fn edit_open<T>(
     Ok(result)
 }
 
-/// The same for what concerns the image alone: what it lies on is not opened, and need not exist.
-pub(crate) fn edit_alone<T>(
-    spec: &NodeSpec,
-    options: &OpenOptions,
-    change: impl FnOnce(&qtk_qcow2::Transaction, &ChainLayer) -> Result<T, Error>,
+/// The same for what concerns the image alone: what it lies on is not open, and need not exist.
+pub fn edit_alone<T>(
+    layer: &ChainLayer,
+    change: impl FnOnce(&qtk_qcow2::Transaction) -> Result<T, Error>,
 ) -> Result<T, Error> {
-    let layer = open::open_layer(spec.clone(), &for_writing(options), Depth::Image)?;
     let beneath = layer.backing_name().map(|_| Arc::new(Unopened { size: layer.size() }) as Arc<dyn BlockRead>);
-    let transaction = begin(Some(&layer), beneath)?;
-    let result = change(&transaction, &layer)?;
+    let transaction = begin(Some(layer), beneath)?;
+    let result = change(&transaction)?;
     transaction.commit_settled()?;
     Ok(result)
 }

@@ -59,6 +59,24 @@ pub enum Error {
         /// The image.
         image: PathBuf,
     },
+    /// The file that an image is to lie on cannot be opened.
+    #[error("{}: its new backing file {name:?} cannot be opened", image.display())]
+    NewBacking {
+        /// The image.
+        image: PathBuf,
+        /// The new backing file, as it was named.
+        name: String,
+        /// Why.
+        source: Box<Error>,
+    },
+    /// A backing file whose format is to be guessed by everybody who opens the image.
+    #[error("{}: the format of its new backing file {name:?} must be named", image.display())]
+    BackingFormatMissing {
+        /// The image.
+        image: PathBuf,
+        /// The new backing file, as it was named.
+        name: String,
+    },
     /// An image lies on other files than the one that was named.
     #[error("{}: {wanted} is not one of the files that it lies on; see them with `qtk info --chain`", image.display())]
     NotInChain {
