@@ -322,6 +322,9 @@ fn while_copying(error: Error) -> Failure {
         Error::Read { offset, source, .. } => {
             Failure::new(format!("error while reading at byte {offset}: {}", words::system(source)))
         }
+        Error::Write { offset, source, .. } => {
+            Failure::new(format!("error while writing at byte {offset}: {}", words::system(source)))
+        }
         _ => error.into(),
     }
 }
