@@ -182,14 +182,14 @@ impl State {
         Ok(())
     }
 
-    /// Gives up all guest data, so that the whole disk reads through to the backing.
+    /// Gives up all guest data, so that the whole disk reads through to the backing. Bitmaps do not record it, as in QEMU: this
+    /// follows a commit, after which the guest sees what it saw.
     pub(crate) fn clear(&mut self) -> Result<(), Error> {
         let simple = self.header.version >= Version::V3
             && self.header.snapshots == 0
             && self.header.encryption.is_none()
             && !self.header.has_data_file()
             && self.header.extension(extension::BITMAPS).is_none();
-        self.touch(0..self.size());
         let bits = self.header.cluster_bits;
         // Header, refcount table, one refcount block and the L1 table are what is left.
         let l1 = 3..3 + bits.clusters_for(self.l1.len() as u64 * 8);

@@ -1,6 +1,7 @@
 //! qtk under the name `qemu-img`: the command line, the output and the exit codes of QEMU's tool.
 
 mod bench;
+mod commit;
 mod compare;
 mod convert;
 mod create;
@@ -41,6 +42,7 @@ type Command = (&'static str, fn(Vec<OsString>) -> Outcome);
 /// The commands, in alphabetical order.
 const COMMANDS: &[Command] = &[
     ("bench", bench::run),
+    ("commit", commit::run),
     ("compare", compare::run),
     ("convert", convert::run),
     ("create", create::run),

@@ -29,6 +29,10 @@ pub(crate) fn image(error: &Error) -> String {
             format!("Failed to get \"write\" lock\nIs another process using the image [{}]?", path.display())
         }
         Error::UnsupportedPreallocation { mode, .. } => format!("Unsupported preallocation mode: {mode}"),
+        Error::NoBacking { .. } => "Image does not have a backing file".to_owned(),
+        Error::NotInChain { image, wanted } => {
+            format!("Did not find '{wanted}' in the backing chain of '{}'", image.display())
+        }
         Error::Compare { path, offset, source } => {
             format!("Error while reading offset {offset} of {}: {}", path.display(), system(source))
         }
