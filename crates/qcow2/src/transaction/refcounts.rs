@@ -22,7 +22,7 @@ pub(super) struct Refcounts {
     /// Offsets of the blocks.
     pub(super) table: Vec<u64>,
     /// Where the table lies.
-    table_run: Range<u64>,
+    pub(super) table_run: Range<u64>,
     /// Where the search for free clusters begins.
     hint: u64,
     /// Where the search for clusters begins that will be free after the commit.
@@ -194,8 +194,11 @@ impl Refcounts {
         let mut from = from;
         loop {
             let (block, index) = self.block_of(HostCluster(from))?;
-            let unused = |index: &u64| !block.busy.contains(*index) || width.get(&block.counts, *index) == 0;
-            if let Some(found) = (index..per_block).find(unused) {
+            let found = match block.changed {
+                true => (index..per_block).find(|&at| !block.busy.contains(at) || width.get(&block.counts, at) == 0),
+                false => block.busy.first_missing(index).filter(|&free| free < per_block),
+            };
+            if let Some(found) = found {
                 return Ok(from - index + found);
             }
             from = from - index + per_block;

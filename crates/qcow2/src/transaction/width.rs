@@ -53,6 +53,11 @@ impl Refcounts {
             let first = index * new_per_block;
             while !self.cover(&(first..first + 1))? {}
         }
+        // The table moves too, as in QEMU.
+        let run = self.allocate_run(bits.clusters_for(self.table.len() as u64 * 8))?;
+        for cluster in std::mem::replace(&mut self.table_run, run) {
+            self.drop_user(HostCluster(cluster), Place::RefcountTable)?;
+        }
         for (index, place) in old_places {
             self.drop_user(place, Place::RefcountBlock(index))?;
         }
