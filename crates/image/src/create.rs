@@ -135,7 +135,19 @@ fn create_raw(path: &Path, size: u64, preallocation: Preallocation) -> Result<()
     let _lock = refuse_used(path)?;
     let output = OutputFile::create(path).map_err(Error::io(path, "create it"))?;
     extend(path, output.storage(), size, preallocation)?;
+    write_first_block(path, output.storage())?;
     output.commit().map_err(Error::io(path, "put it in its place"))
+}
+
+/// Writes the first block of a new raw image, as QEMU does, which learns from it how the file wants to be read.
+pub(crate) fn write_first_block(path: &Path, file: &RawFile) -> Result<(), Error> {
+    const BLOCK: [u8; 4096] = [0; 4096];
+    let block = match file.size() {
+        0 => return Ok(()),
+        size if size < BLOCK.len() as u64 => &BLOCK[..512],
+        _ => &BLOCK[..],
+    };
+    file.write_at(block, 0).map_err(Error::io(path, "write to it"))
 }
 
 /// Extends a raw image to `size` and takes space for what is new.
@@ -192,7 +204,7 @@ fn new_data_file(image: &Path, path: &Path) -> Result<RawFile, Error> {
 }
 
 /// The block device at `path`, if it is one: that is written in place.
-fn open_device(path: &Path) -> Result<Option<RawFile>, Error> {
+pub(crate) fn open_device(path: &Path) -> Result<Option<RawFile>, Error> {
     if !path.metadata().is_ok_and(|metadata| metadata.file_type().is_block_device()) {
         return Ok(None);
     }

@@ -2,7 +2,7 @@ use std::path::Path;
 
 use qtk_block::{BlockRead, Progress};
 
-use crate::convert::{Disk, hold_still, into_new};
+use crate::convert::{Disk, Listener, hold_still, into_new};
 use crate::{ConvertOptions, ConvertReport, Error, Image, NewImage};
 
 /// Which part of a disk [`dd`] copies, in the terms of dd(1).
@@ -45,8 +45,9 @@ pub fn dd(
     let sources = std::slice::from_ref(source);
     let _held = hold_still(sources)?;
     let disk = Disk::window(source, start.min(end)..end);
+    let listener = Listener { warn: &mut |_| {}, progress };
     let all = ConvertOptions { sparse_size: 0, ..ConvertOptions::default() };
     // Nothing warns of the source where nothing is salvaged, and the target has no base.
-    let copy = into_new((&disk, sources), (path, target), &all, &mut |_| {}, progress)?;
+    let copy = into_new((disk, sources), (path, target), &all, listener)?;
     Ok(DdReport { skipped_too_far, copy })
 }

@@ -6,7 +6,8 @@ use qtk_qcow2::codec::Compressor;
 use qtk_qcow2::{ClusterBits, CompressionType, CreateOptions, ImageWriter};
 
 use crate::convert::{
-    Copy, Detection, Disk, Grain, Packing, Shape, Sink, Zeroes, guard_target, hold_still, storage_of,
+    Copy, Detection, Disk, Grain, Listener, Packing, Shape, Sink, UNIT, Zeroes, hold_still, refuse_source, refuse_used,
+    storage_of,
 };
 use crate::{ConvertOptions, ConvertReport, Error, Format, Image};
 
@@ -56,14 +57,16 @@ pub fn flatten(
 ) -> Result<ConvertReport, Error> {
     let grain = check_options(output, options)?;
     let sources = std::slice::from_ref(image);
-    let _lock = guard_target(sources, output)?;
+    refuse_source(output, sources)?;
+    let _lock = refuse_used(output)?;
     let _held = hold_still(sources)?;
     let file = OutputFile::create(output).map_err(Error::io(output, "create it"))?;
     let disk = Disk::new(sources, false);
     let (sink, shape) = prepare(storage_of(output, &file)?, output, disk.size(), grain, options)?;
     let options = ConvertOptions { threads: options.threads, ..ConvertOptions::default() };
     // Nothing warns where nothing is salvaged.
-    let report = Copy { disk: &disk, path: output, shape, options: &options }.run(sink, &mut |_| {}, progress)?;
+    let listener = Listener { warn: &mut |_| {}, progress };
+    let report = Copy { disk: &disk, path: output, shape, options: &options }.run(sink, listener)?;
     file.commit().map_err(Error::io(output, "put it in its place"))?;
     Ok(report)
 }
@@ -101,8 +104,14 @@ fn prepare(
         level: options.level,
         copies: !options.recompress,
     });
-    let shape =
-        |grain, hole| Shape { grain, packing, zeroes: Zeroes::Skip, detection: Detection::every(hole), beneath: None };
+    let shape = |grain, hole| Shape {
+        grain,
+        packing,
+        zeroes: Zeroes::Skip,
+        detection: Detection::every(hole),
+        beneath: None,
+        unit: UNIT,
+    };
     match options.format {
         Format::Raw => {
             storage.set_size(size).map_err(Error::io(output, "set its size"))?;
@@ -113,7 +122,7 @@ fn prepare(
             let create = CreateOptions { size, cluster_bits, compression, ..CreateOptions::default() };
             let writer = ImageWriter::new(storage, &output.to_string_lossy(), create)?;
             let grain = cluster_bits.size();
-            Ok((Sink::qcow2(output, writer), shape(Grain::Whole(grain), grain)))
+            Ok((Sink::qcow2(output, writer, true), shape(Grain::Whole(grain), grain)))
         }
     }
 }

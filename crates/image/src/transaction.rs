@@ -75,6 +75,14 @@ impl Transaction {
         }
     }
 
+    /// The change of a qcow2 image, for what only that format can do.
+    pub(crate) fn qcow2(&self) -> Option<&qtk_qcow2::Transaction> {
+        match &self.change {
+            Change::Qcow2(transaction) => Some(transaction),
+            Change::Raw(_) => None,
+        }
+    }
+
     fn device(&self) -> &qtk_qcow2::Transaction {
         match &self.change {
             Change::Qcow2(transaction) => transaction,

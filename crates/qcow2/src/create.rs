@@ -70,6 +70,12 @@ impl Default for CreateOptions {
 }
 
 impl CreateOptions {
+    /// Bytes of the disk that are stored, or not, together: a subcluster, or a cluster where it has none.
+    #[must_use]
+    pub fn subcluster_size(&self) -> u64 {
+        1 << self.l2_format().grain_bits()
+    }
+
     pub(crate) fn l2_format(&self) -> L2Format {
         L2Format {
             cluster_bits: self.cluster_bits,

@@ -2,17 +2,21 @@ use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use std::thread::available_parallelism;
 
-use qtk_block::{BlockRead, Progress};
+use qtk_block::BlockRead;
 
+use crate::layer::SECTOR;
 use crate::pipeline::{Next, ordered};
 use crate::{Chain, Error, RateLimit};
 
 use super::fill::{Filler, Grain, Packing};
-use super::plan::{Plan, Rules, Zeroes};
+use super::plan::{Plan, REQUEST, Rules, Zeroes};
+use super::target::Listener;
 use super::{ConvertOptions, ConvertReport, ConvertWarning, Detection, Disk, Sink};
 
 /// Bytes of the disk that one thread works on at a time, unless a cluster is larger.
-const UNIT: u64 = 1 << 20;
+pub(crate) const UNIT: u64 = 1 << 20;
+/// The same where the target's layout depends on what is written at once: as much as `qemu-img convert` writes.
+pub(crate) const LARGE_UNIT: u64 = REQUEST;
 
 /// What the target wants.
 #[derive(Debug)]
@@ -23,6 +27,7 @@ pub(crate) struct Shape {
     pub(crate) detection: Detection,
     /// What it lies on.
     pub(crate) beneath: Option<Chain>,
+    pub(crate) unit: u64,
 }
 
 impl Shape {
@@ -30,7 +35,7 @@ impl Shape {
     fn unit_grain(&self) -> u64 {
         let cluster = self.packing.map(|packing| packing.cluster_bits.size());
         match self.grain {
-            Grain::Sectors => cluster.unwrap_or(self.detection.align.min(UNIT)),
+            Grain::Sectors => cluster.unwrap_or(SECTOR),
             Grain::Whole(grain) => cluster.unwrap_or(grain),
         }
     }
@@ -48,16 +53,12 @@ pub(crate) struct Copy<'a> {
 
 impl Copy<'_> {
     /// Reads and packs on all threads, and puts the results into the sink in the disk's order.
-    pub(crate) fn run(
-        self,
-        mut sink: Sink,
-        warn: &mut dyn FnMut(ConvertWarning),
-        progress: &dyn Progress,
-    ) -> Result<ConvertReport, Error> {
+    pub(crate) fn run(self, mut sink: Sink, listener: Listener<'_>) -> Result<ConvertReport, Error> {
+        let Listener { warn, progress } = listener;
         let Self { disk, path, shape, options } = self;
         let threads = options.threads.unwrap_or_else(|| available_parallelism().map_or(1, usize::from));
         let grain = shape.unit_grain();
-        let rules = Rules { grain, unit: UNIT.max(grain), zeroes: shape.zeroes, salvage: options.salvage };
+        let rules = Rules { grain, unit: shape.unit.max(grain), zeroes: shape.zeroes, salvage: options.salvage };
         let filler = Filler { disk, output: path, shape: &shape, salvage: options.salvage, spare: Mutex::default() };
         if options.salvage {
             warn_of_status(disk, warn);

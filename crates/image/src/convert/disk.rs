@@ -2,7 +2,7 @@ use std::io;
 use std::ops::Range;
 use std::path::PathBuf;
 
-use qtk_block::BlockRead;
+use qtk_block::{BlockRead, ExtentKind};
 use qtk_qcow2::{HostOffset, MappingKind};
 
 use crate::chain::{Run, in_memory};
@@ -17,6 +17,8 @@ pub(crate) struct Disk {
     size: u64,
     /// Whether what the images lie on is left to what the target lies on.
     overlay: bool,
+    /// Where that ends, if it is known. Zeroes past it need not be written.
+    end_beneath: Option<u64>,
 }
 
 #[derive(Debug)]
@@ -81,16 +83,21 @@ impl Stretch {
 
 impl Disk {
     pub(crate) fn new(sources: &[Image], overlay: bool) -> Self {
-        let mut disk = Self { parts: Vec::new(), size: 0, overlay };
+        let mut disk = Self { parts: Vec::new(), size: 0, overlay, end_beneath: None };
         sources.iter().for_each(|image| disk.push(image, 0..image.size()));
         disk
     }
 
     /// A part of one image.
     pub(crate) fn window(source: &Image, window: Range<u64>) -> Self {
-        let mut disk = Self { parts: Vec::new(), size: 0, overlay: false };
+        let mut disk = Self { parts: Vec::new(), size: 0, overlay: false, end_beneath: None };
         disk.push(source, window);
         disk
+    }
+
+    /// Says how large that is what the target lies on.
+    pub(crate) fn lies_on(&mut self, size: Option<u64>) {
+        self.end_beneath = size;
     }
 
     fn push(&mut self, image: &Image, window: Range<u64>) {
@@ -122,7 +129,10 @@ impl Disk {
         }
     }
 
-    fn class(&self, part: &Part, run: &Run) -> Class {
+    fn class(&self, part: &Part, run: &Run, start: u64) -> Class {
+        if self.end_beneath.is_some_and(|end| start >= end) && run.kind.extent_kind() != ExtentKind::Data {
+            return Class::Backing;
+        }
         match run.kind {
             MappingKind::Unallocated if !self.overlay => Class::Zero,
             // Past the end of what the image lies on.
@@ -194,11 +204,16 @@ impl Iterator for Stretches<'_> {
                     None => continue,
                 }
             };
-            let stretch = run.map(|run| {
+            let stretch = run.map(|mut run| {
                 let start = part.start + (run.range.start - part.window.start);
-                let range = start..start + (run.range.end - run.range.start);
+                let mut range = start..start + (run.range.end - run.range.start);
+                if let Some(end) = self.disk.end_beneath.filter(|end| range.start < *end && *end < range.end) {
+                    run.range.end -= range.end - end;
+                    range.end = end;
+                    runs.seek(run.range.end);
+                }
                 self.at = range.end;
-                Stretch { range, class: self.disk.class(part, &run), part: index, run: Some(run) }
+                Stretch { class: self.disk.class(part, &run, range.start), range, part: index, run: Some(run) }
             });
             return Some(stretch.map_err(|source| Error::Status {
                 path: part.path(),

@@ -15,7 +15,7 @@ use super::ConvertWarning;
 use super::copy::Shape;
 use super::disk::{Class, Disk, Stretch};
 use super::plan::{Chunk, Job, Zeroes};
-use super::unit::{Origin, Unit};
+use super::unit::{Origin, Piece, Unit};
 
 /// How the target stores what is written to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,6 +52,8 @@ pub(crate) struct Filler<'a> {
 struct Part {
     bytes: Range<usize>,
     content: Content,
+    /// Whether a request ends with it.
+    ends: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -80,9 +82,10 @@ impl Filler<'_> {
             }
             Job::Fill(chunks) => {
                 let (Some(first), Some(last)) = (chunks.first(), chunks.last()) else { return Ok(unit) };
-                let padding = match self.shape.grain {
-                    Grain::Sectors => 1,
-                    Grain::Whole(grain) => self.shape.packing.map_or(grain, |packing| packing.cluster_bits.size()),
+                let padding = match (self.shape.packing, self.shape.grain) {
+                    (Some(packing), _) => packing.cluster_bits.size(),
+                    (None, Grain::Whole(grain)) => grain,
+                    (None, Grain::Sectors) => 1,
                 };
                 unit.reset(first.stretch.range.start..last.stretch.range.end, padding, self.shape.packing.is_some());
                 let parts = self.read(&mut unit, chunks)?;
@@ -108,35 +111,42 @@ impl Filler<'_> {
                 let warning = ConvertWarning::NoStatus { offset: stretch.range.start, source };
                 unit.warnings.push(warning);
             }
-            let stretch = &stretch;
-            let bytes = unit.positions(&stretch.range);
-            match stretch.class {
-                Class::Backing => add_part(&mut parts, bytes, Content::Backing),
-                Class::Zero => {
-                    unit.plain[bytes.clone()].fill(0);
-                    let content = if self.shape.zeroes == Zeroes::Data { Content::Data } else { Content::Zero };
-                    add_part(&mut parts, bytes, content);
-                }
-                Class::Data => {
-                    if let Some(content) = self.copy(stretch, unit)? {
-                        add_part(&mut parts, bytes, content);
-                        continue;
-                    }
-                    self.read_data(unit, bytes.clone(), stretch)?;
-                    if self.shape.packing.is_some() {
-                        // Zero or not counts for whole clusters only.
-                        add_part(&mut parts, bytes, Content::Data);
-                        continue;
-                    }
-                    let start = bytes.start;
-                    self.shape.detection.split(&unit.plain[bytes], stretch.range.start, ends, |part, hole| {
-                        let bytes = start + part.start..start + part.end;
-                        add_part(&mut parts, bytes, if hole { Content::Zero } else { Content::Data });
-                    });
-                }
+            self.read_chunk(unit, &mut parts, &stretch)?;
+            if let Some(last) = parts.last_mut() {
+                last.ends = ends;
             }
         }
         Ok(parts)
+    }
+
+    fn read_chunk(&self, unit: &mut Unit, parts: &mut Vec<Part>, stretch: &Stretch) -> Result<(), Error> {
+        let bytes = unit.positions(&stretch.range);
+        match stretch.class {
+            Class::Backing => add_part(parts, bytes, Content::Backing),
+            Class::Zero => {
+                unit.plain[bytes.clone()].fill(0);
+                let content = if self.shape.zeroes == Zeroes::Data { Content::Data } else { Content::Zero };
+                add_part(parts, bytes, content);
+            }
+            Class::Data => {
+                if let Some(content) = self.copy(stretch, unit)? {
+                    add_part(parts, bytes, content);
+                    return Ok(());
+                }
+                self.read_data(unit, bytes.clone(), stretch)?;
+                if self.shape.packing.is_some() {
+                    // Zero or not counts for whole clusters only.
+                    add_part(parts, bytes, Content::Data);
+                    return Ok(());
+                }
+                let start = bytes.start;
+                self.shape.detection.split(&unit.plain[bytes], stretch.range.start, |part, hole| {
+                    let bytes = start + part.start..start + part.end;
+                    add_part(parts, bytes, if hole { Content::Zero } else { Content::Data });
+                });
+            }
+        }
+        Ok(())
     }
 
     fn read_data(&self, unit: &mut Unit, bytes: Range<usize>, stretch: &Stretch) -> Result<(), Error> {
@@ -195,7 +205,7 @@ impl Filler<'_> {
     fn list(&self, unit: &mut Unit, parts: &[Part]) {
         for part in parts {
             match part.content {
-                Content::Data => unit.add_plain(part.bytes.clone()),
+                Content::Data => unit.pieces.push(Piece::Plain { bytes: part.bytes.clone() }),
                 Content::Zero if self.shape.zeroes == Zeroes::Zero => {
                     unit.add_zero(unit.offset(part.bytes.start)..unit.offset(part.bytes.end));
                 }
@@ -248,11 +258,7 @@ impl Filler<'_> {
             let guest = GuestCluster(unit.offset(start) >> bits.bits());
             match take_until(&mut rest, bytes.end) {
                 [Part { content: Content::Copied(packed, origin), .. }] => {
-                    unit.pieces.push(super::unit::Piece::Copied {
-                        guest,
-                        bytes: packed.clone(),
-                        origin: origin.clone(),
-                    });
+                    unit.pieces.push(Piece::Copied { guest, bytes: packed.clone(), origin: origin.clone() });
                     continue;
                 }
                 [Part { content: Content::Backing, .. }] => continue,
@@ -309,11 +315,12 @@ fn add_part(parts: &mut Vec<Part>, bytes: Range<usize>, content: Content) {
     match parts.last_mut() {
         Some(last)
             if !matches!(content, Content::Copied(..))
+                && !(last.ends && matches!(content, Content::Data))
                 && std::mem::discriminant(&last.content) == std::mem::discriminant(&content) =>
         {
             last.bytes.end = bytes.end;
         }
-        _ => parts.push(Part { bytes, content }),
+        _ => parts.push(Part { bytes, content, ends: false }),
     }
 }
 

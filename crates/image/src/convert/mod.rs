@@ -5,6 +5,7 @@ mod disk;
 mod fill;
 mod plan;
 mod sink;
+mod target;
 mod unit;
 mod zeroes;
 
@@ -13,18 +14,18 @@ use std::num::NonZeroU64;
 use std::path::Path;
 use std::sync::Arc;
 
-use qtk_block::{Access, BlockRead, HostStorage, ImageLock, LockMode, OutputFile, Progress, RawFile};
-use qtk_qcow2::{CreateOptions, ImageWriter};
+use qtk_block::{Access, ImageLock, LockMode, OutputFile, Progress, RawFile};
 
-use crate::create::Prepared;
-use crate::layer::{SECTOR, acquire, file_id};
-use crate::{ChainLayer, Error, Format, Image, NewImage, redo};
+use crate::layer::acquire;
+use crate::{ChainLayer, Error, Image, NewImage, redo};
 
-pub(crate) use copy::{Copy, Shape};
+pub(crate) use copy::{Copy, Shape, UNIT};
 pub(crate) use disk::Disk;
 pub(crate) use fill::{Grain, Packing};
 pub(crate) use plan::Zeroes;
 pub(crate) use sink::Sink;
+use target::into_existing;
+pub(crate) use target::{Listener, into_new, refuse_source};
 pub(crate) use zeroes::Detection;
 
 /// How disks are copied. The default is `qemu-img convert`'s.
@@ -168,13 +169,13 @@ pub fn convert(
     progress: &dyn Progress,
 ) -> Result<ConvertReport, Error> {
     let _held = hold_still(sources)?;
+    let listener = Listener { warn, progress };
     match target {
         Target::New { path, image } => {
-            let disk = Disk::new(sources, image.base.is_some());
-            into_new((&disk, sources), (path, image), options, warn, progress)
+            into_new((Disk::new(sources, image.base.is_some()), sources), (path, image), options, listener)
         }
         Target::Existing { image, overlay } => {
-            into_existing(&Disk::new(sources, overlay), image, options, warn, progress)
+            into_existing(Disk::new(sources, overlay), image, overlay, options, listener)
         }
     }
 }
@@ -188,107 +189,6 @@ pub(crate) fn hold_still(sources: &[Image]) -> Result<Vec<Option<ImageLock>>, Er
 pub(crate) fn storage_of(path: &Path, file: &OutputFile) -> Result<Arc<RawFile>, Error> {
     let clone = file.storage().file().try_clone().and_then(RawFile::from_file);
     clone.map(Arc::new).map_err(Error::io(path, "create it"))
-}
-
-/// Copies `disk`, which comes from `sources`, into a new image.
-pub(crate) fn into_new(
-    (disk, sources): (&Disk, &[Image]),
-    (path, new): (&Path, &NewImage),
-    options: &ConvertOptions,
-    warn: &mut dyn FnMut(ConvertWarning),
-    progress: &dyn Progress,
-) -> Result<ConvertReport, Error> {
-    let Prepared { options: create, base } = new.prepare(path, Some(disk.size()))?;
-    base.iter().flat_map(Image::warnings).for_each(|warning| warn(ConvertWarning::Create(warning.clone())));
-    let _lock = guard_target(sources, path)?;
-    let file = OutputFile::create(path).map_err(Error::io(path, "create it"))?;
-    let (sink, shape) = prepare(storage_of(path, &file)?, path, new.format, create, base.as_ref(), options)?;
-    let report = Copy { disk, path, shape, options }.run(sink, warn, progress)?;
-    file.commit().map_err(Error::io(path, "put it in its place"))?;
-    Ok(report)
-}
-
-fn prepare(
-    storage: Arc<RawFile>,
-    path: &Path,
-    format: Format,
-    create: CreateOptions,
-    base: Option<&Image>,
-    options: &ConvertOptions,
-) -> Result<(Sink, Shape), Error> {
-    let zeroes = match (options.sparse_size, base) {
-        (0, _) => Zeroes::Data,
-        (_, Some(_)) => Zeroes::Zero,
-        (_, None) => Zeroes::Skip,
-    };
-    let shape = |grain, packing, hole| Shape {
-        grain,
-        packing,
-        zeroes,
-        detection: Detection::sparse(options.sparse_size, hole),
-        beneath: base.map(|base| base.chain().clone()),
-    };
-    match format {
-        Format::Raw if options.compress => {
-            let problem = "raw images cannot be compressed; use qcow2".to_owned();
-            Err(Error::Invalid { path: path.to_owned(), problem })
-        }
-        Format::Raw => {
-            storage.set_size(create.size).map_err(Error::io(path, "set its size"))?;
-            Ok((Sink::raw(path, storage), shape(Grain::Sectors, None, SECTOR)))
-        }
-        Format::Qcow2 => {
-            let grain = create.cluster_bits.size();
-            let packing = options.compress.then_some(Packing {
-                cluster_bits: create.cluster_bits,
-                compression: create.compression,
-                level: options.level,
-                copies: !options.recompress,
-            });
-            let writer = ImageWriter::new(storage, &path.to_string_lossy(), create)?;
-            Ok((Sink::qcow2(path, writer), shape(Grain::Whole(grain), packing, grain)))
-        }
-    }
-}
-
-fn into_existing(
-    disk: &Disk,
-    image: Image,
-    options: &ConvertOptions,
-    warn: &mut dyn FnMut(ConvertWarning),
-    progress: &dyn Progress,
-) -> Result<ConvertReport, Error> {
-    let path = image.path().to_owned();
-    let invalid = |problem: &str| Err(Error::Invalid { path: path.clone(), problem: problem.to_owned() });
-    if image.size() < disk.size() {
-        return invalid("it is smaller than what is to be copied into it");
-    }
-    let (cluster, beneath) = match image.layers().first().and_then(ChainLayer::qcow2) {
-        Some(layer) => (layer.cluster_size(), image.chain().beneath()),
-        None => (SECTOR, None),
-    };
-    if options.compress {
-        return invalid("compressing into an image that is there is not supported yet");
-    }
-    let zeroes = match options {
-        ConvertOptions { sparse_size: 0, .. } => Zeroes::Data,
-        ConvertOptions { target_is_zero: true, .. } => Zeroes::Skip,
-        _ => Zeroes::Zero,
-    };
-    let detection = Detection::sparse(options.sparse_size, cluster);
-    let shape = Shape { grain: Grain::Sectors, packing: None, zeroes, detection, beneath };
-    let sink = Sink::existing(&path, image.begin()?);
-    Copy { disk, path: &path, shape, options }.run(sink, warn, progress)
-}
-
-/// Refuses a target that is a part of a source or that somebody uses.
-pub(crate) fn guard_target(sources: &[Image], output: &Path) -> Result<Option<ImageLock>, Error> {
-    let id = file_id(output);
-    let mut layers = sources.iter().flat_map(Image::layers);
-    if let Some(layer) = layers.find(|layer| Some(layer.id()) == id) {
-        return Err(Error::TargetInChain { path: output.to_owned(), source_image: layer.path().to_owned() });
-    }
-    refuse_used(output)
 }
 
 /// Refuses a target that somebody uses, or that a log beside it would change. The lock is to be held until the target is

@@ -3,11 +3,12 @@ use std::ops::Range;
 use qtk_block::BlockRead;
 
 use crate::Error;
+use crate::layer::SECTOR;
 
 use super::disk::{Class, Disk, Stretch, Stretches};
 
 /// Bytes that `qemu-img convert` reads at once, which shows where it looks for zeroes.
-const REQUEST: u64 = 2 << 20;
+pub(crate) const REQUEST: u64 = 2 << 20;
 
 /// What is to be done with a piece of the disk.
 #[derive(Debug)]
@@ -96,15 +97,20 @@ impl<'a> Plan<'a> {
 
     fn fill(&mut self) -> Result<Job, Error> {
         let end = self.size.min(self.at + self.rules.unit);
-        let mut chunks = Vec::new();
+        let mut chunks: Vec<Chunk> = Vec::new();
         while self.at < end {
             let at = self.at;
             let stretch = self.stretch()?;
             let request_end = at + REQUEST - (at - stretch.range.start) % REQUEST;
             let stop = stretch.range.end.min(request_end);
+            // A request that would be cut begins the next job, if jobs can end anywhere.
+            if stop > end && !chunks.is_empty() && self.rules.grain == SECTOR {
+                break;
+            }
             let range = at..stop.min(end);
             self.at = range.end;
-            chunks.push(Chunk { ends: range.end == stop, stretch: stretch.cut(range), problem: self.problem.take() });
+            let ends = range.end == stop;
+            chunks.push(Chunk { stretch: stretch.cut(range), ends, problem: self.problem.take() });
         }
         Ok(Job::Fill(chunks))
     }

@@ -3,9 +3,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use qtk_block::{BlockRead, BlockWrite, RawFile};
-use qtk_qcow2::{GuestOffset, ImageWriter};
+use qtk_qcow2::{GuestCluster, GuestOffset, ImageWriter};
 
-use crate::chain::in_memory;
 use crate::{Error, Transaction};
 
 use super::ConvertReport;
@@ -16,6 +15,8 @@ use super::unit::{Origin, Piece, Unit};
 pub(crate) struct Sink {
     path: PathBuf,
     output: Output,
+    /// Whether the target has what it takes to store the copy: an external data file holds no compressed clusters.
+    able: bool,
     pub(crate) report: ConvertReport,
 }
 
@@ -33,81 +34,78 @@ enum Output {
 
 impl Sink {
     pub(crate) fn raw(path: &Path, file: Arc<RawFile>) -> Self {
-        Self::new(path, Output::Raw(file))
+        Self::new(path, Output::Raw(file), true)
     }
 
-    pub(crate) fn qcow2(path: &Path, writer: ImageWriter) -> Self {
-        Self::new(path, Output::Qcow2 { writer: Box::new(writer), origin: None })
+    pub(crate) fn qcow2(path: &Path, writer: ImageWriter, able: bool) -> Self {
+        Self::new(path, Output::Qcow2 { writer: Box::new(writer), origin: None }, able)
     }
 
-    pub(crate) fn existing(path: &Path, transaction: Transaction) -> Self {
-        Self::new(path, Output::Existing(Box::new(transaction)))
+    pub(crate) fn existing(path: &Path, transaction: Transaction, able: bool) -> Self {
+        Self::new(path, Output::Existing(Box::new(transaction)), able)
     }
 
-    fn new(path: &Path, output: Output) -> Self {
-        Self { path: path.to_owned(), output, report: ConvertReport::default() }
+    fn new(path: &Path, output: Output, able: bool) -> Self {
+        Self { path: path.to_owned(), output, able, report: ConvertReport::default() }
     }
 
     pub(crate) fn put(&mut self, unit: &Unit) -> Result<(), Error> {
         for piece in &unit.pieces {
-            match piece {
-                Piece::Zero { range } => match &mut self.output {
-                    Output::Existing(transaction) => {
-                        let written = transaction.zero(range.clone());
-                        written.map_err(|source| self.write_error(range.start, source))?;
-                    }
-                    // What is new reads as zeroes.
-                    Output::Raw(_) | Output::Qcow2 { .. } => {}
-                },
-                Piece::Plain { bytes } => {
-                    // The disk may end within the last cluster.
-                    let end = bytes.end.min(in_memory(unit.range.end - unit.range.start));
-                    self.write(unit.offset(bytes.start), &unit.plain[bytes.start..end])?;
-                }
-                Piece::Compressed { guest, bytes } => {
-                    self.report.compressed += 1;
-                    let bytes = &unit.packed[bytes.clone()];
-                    match &mut self.output {
-                        Output::Qcow2 { writer, origin } => {
-                            *origin = None;
-                            writer.compressed(*guest, bytes)?;
-                        }
-                        Output::Existing(_) | Output::Raw(_) => return Err(self.not_compressible()),
-                    }
-                }
-                Piece::Copied { guest, bytes, origin: from } => {
-                    self.report.copied += 1;
-                    let bytes = &unit.packed[bytes.clone()];
-                    match &mut self.output {
-                        Output::Qcow2 { writer, origin } => {
-                            let shared = origin.replace(from.clone()).map_or(0, |before| from.shared(&before));
-                            writer.compressed_sharing(*guest, bytes, shared)?;
-                        }
-                        Output::Existing(_) | Output::Raw(_) => return Err(self.not_compressible()),
-                    }
-                }
-            }
+            let start = piece.start(unit);
+            self.put_piece(piece, unit, start).map_err(|source| self.write_error(start, source))?;
         }
         Ok(())
     }
 
-    fn write(&mut self, offset: u64, bytes: &[u8]) -> Result<(), Error> {
-        self.report.plain_bytes += bytes.len() as u64;
-        let written = match &mut self.output {
-            Output::Raw(file) => file.write_at(bytes, offset),
-            Output::Qcow2 { writer, .. } => writer.write(GuestOffset(offset), bytes).map_err(io::Error::from),
-            Output::Existing(transaction) => transaction.write_at(bytes, offset),
-        };
-        written.map_err(|source| self.write_error(offset, source))
+    fn put_piece(&mut self, piece: &Piece, unit: &Unit, start: u64) -> io::Result<()> {
+        if !self.able && !matches!(piece, Piece::Zero { .. }) {
+            return Err(io::ErrorKind::Unsupported.into());
+        }
+        match piece {
+            Piece::Zero { range } => match &mut self.output {
+                Output::Raw(file) => file.zero(range.clone()),
+                Output::Qcow2 { writer, .. } => Ok(writer.zero(range.clone())?),
+                Output::Existing(transaction) => transaction.zero(range.clone()),
+            },
+            Piece::Plain { bytes } => {
+                // The disk may end within the last cluster.
+                let end = bytes.end.min(unit.position(unit.range.end));
+                let bytes = &unit.plain[bytes.start..end];
+                self.report.plain_bytes += bytes.len() as u64;
+                match &mut self.output {
+                    Output::Raw(file) => file.write_at(bytes, start),
+                    Output::Qcow2 { writer, .. } => Ok(writer.write(GuestOffset(start), bytes)?),
+                    Output::Existing(transaction) => transaction.write_at(bytes, start),
+                }
+            }
+            Piece::Compressed { guest, bytes } => {
+                self.report.compressed += 1;
+                self.put_compressed(*guest, &unit.packed[bytes.clone()], None)
+            }
+            Piece::Copied { guest, bytes, origin } => {
+                self.report.copied += 1;
+                self.put_compressed(*guest, &unit.packed[bytes.clone()], Some(origin))
+            }
+        }
+    }
+
+    fn put_compressed(&mut self, guest: GuestCluster, bytes: &[u8], from: Option<&Origin>) -> io::Result<()> {
+        match &mut self.output {
+            Output::Qcow2 { writer, origin } => {
+                let before = std::mem::replace(origin, from.cloned());
+                let shared = from.zip(before).map_or(0, |(from, before)| from.shared(&before));
+                Ok(writer.compressed_sharing(guest, bytes, shared)?)
+            }
+            Output::Existing(transaction) => match transaction.qcow2() {
+                Some(transaction) => Ok(transaction.write_compressed(guest, bytes)?),
+                None => Err(io::ErrorKind::Unsupported.into()),
+            },
+            Output::Raw(_) => Err(io::ErrorKind::Unsupported.into()),
+        }
     }
 
     fn write_error(&self, offset: u64, source: io::Error) -> Error {
         Error::Write { path: self.path.clone(), offset, source }
-    }
-
-    fn not_compressible(&self) -> Error {
-        let problem = "its format has no compressed clusters".to_owned();
-        Error::Invalid { path: self.path.clone(), problem }
     }
 
     /// Completes the target and returns what was done.

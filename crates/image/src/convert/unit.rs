@@ -29,6 +29,17 @@ pub(crate) enum Piece {
     Copied { guest: GuestCluster, bytes: Range<usize>, origin: Origin },
 }
 
+impl Piece {
+    /// Where it begins on the disk, or where its unit does if its cluster's size is not known here.
+    pub(crate) fn start(&self, unit: &Unit) -> u64 {
+        match self {
+            Self::Zero { range } => range.start,
+            Self::Plain { bytes } => unit.offset(bytes.start),
+            Self::Compressed { .. } | Self::Copied { .. } => unit.range.start,
+        }
+    }
+}
+
 /// Where copied bytes lie: in which layer of which image, and where in its file.
 #[derive(Clone, Debug)]
 pub(crate) struct Origin {

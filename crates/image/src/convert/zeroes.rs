@@ -11,29 +11,26 @@ pub(crate) struct Detection {
     pub(crate) min: u64,
     /// What holes begin and end at multiples of, a power of two.
     pub(crate) align: u64,
-    /// Whether a stretch that ends within such a multiple ends with data, as in `qemu-img`.
-    pub(crate) cut_is_data: bool,
 }
 
 impl Detection {
     /// `qemu-img`'s for its option `-S`, into a target that stores `grain` bytes or nothing.
     pub(crate) fn sparse(min: u64, grain: u64) -> Self {
         let align = if min == 0 { SECTOR } else { 1 << min.ilog2() };
-        Self { min, align: align.max(grain).max(SECTOR), cut_is_data: true }
+        Self { min, align: align.max(grain).max(SECTOR) }
     }
 
     /// Every `grain` bytes of zeroes are a hole.
     pub(crate) fn every(grain: u64) -> Self {
-        Self { min: grain, align: grain, cut_is_data: false }
+        Self { min: grain, align: grain }
     }
 
-    /// Calls `each` with the parts of `bytes`, which begin at `start` on the disk, and whether they are a hole. `ends` says
-    /// whether the stretch ends with them.
-    pub(crate) fn split(self, bytes: &[u8], start: u64, ends: bool, mut each: impl FnMut(Range<usize>, bool)) {
+    /// Calls `each` with the parts of `bytes`, which begin at `start` on the disk, and whether they are a hole.
+    pub(crate) fn split(self, bytes: &[u8], start: u64, mut each: impl FnMut(Range<usize>, bool)) {
         if self.min == 0 {
             return each(0..bytes.len(), false);
         }
-        let mut blocks = Blocks { detection: self, bytes, start, ends, at: 0 }.peekable();
+        let mut blocks = Blocks { detection: self, bytes, start, at: 0 }.peekable();
         while let Some((mut part, hole)) = blocks.next() {
             if hole {
                 while let Some((more, _)) = blocks.next_if(|(_, hole)| *hole) {
@@ -72,7 +69,6 @@ struct Blocks<'a> {
     detection: Detection,
     bytes: &'a [u8],
     start: u64,
-    ends: bool,
     at: usize,
 }
 
@@ -88,8 +84,7 @@ impl Iterator for Blocks<'_> {
         let to_border = align - ((self.start + self.at as u64) & (align - 1));
         let len = usize::try_from(to_border).unwrap_or(usize::MAX);
         let block = self.at..self.at + len.min(rest);
-        let cut = len > rest && self.ends && self.detection.cut_is_data;
         self.at = block.end;
-        Some((block.clone(), !cut && is_zero(&self.bytes[block])))
+        Some((block.clone(), is_zero(&self.bytes[block])))
     }
 }

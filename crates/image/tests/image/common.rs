@@ -3,6 +3,10 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use qtk_block::Preallocation;
+use qtk_image::{Format, NewImage};
+use qtk_qcow2::{CompressionType, CreateOptions, Version};
+
 /// A folder that goes away at the end of the test.
 pub(crate) struct Folder(tempfile::TempDir);
 
@@ -83,4 +87,37 @@ pub(crate) fn content(seed: u64, len: usize) -> Vec<u8> {
         }
     }
     disk
+}
+
+/// A new image, from options as `qemu-img -o` has them.
+pub(crate) fn new_image(format: Format, options: &str) -> NewImage {
+    let mut new = NewImage { format, ..NewImage::default() };
+    for word in options.split(',').filter(|word| !word.is_empty()) {
+        let (key, value) = word.split_once('=').unwrap();
+        let qcow2: &mut CreateOptions = &mut new.qcow2;
+        match key {
+            "cluster_size" => new.cluster_size = Some(value.parse().unwrap()),
+            "refcount_bits" => qcow2.refcount_bits = value.parse().unwrap(),
+            "extended_l2" => qcow2.extended_l2 = value == "on",
+            "compat" => qcow2.version = if value == "0.10" { Version::V2 } else { Version::V3 },
+            "compression_type" => {
+                qcow2.compression = if value == "zstd" { CompressionType::Zstd } else { CompressionType::Zlib }
+            }
+            "data_file" => qcow2.data_file = Some(value.to_owned()),
+            "data_file_raw" => qcow2.data_file_raw = value == "on",
+            "lazy_refcounts" => qcow2.lazy_refcounts = value == "on",
+            "backing_fmt" => new.base_format = Some(value.to_owned()),
+            "backing_file" => new.base = Some(value.into()),
+            "preallocation" => {
+                qcow2.preallocation = match value {
+                    "metadata" => Preallocation::Metadata,
+                    "falloc" => Preallocation::Falloc,
+                    "full" => Preallocation::Full,
+                    _ => Preallocation::Off,
+                }
+            }
+            other => panic!("{other}"),
+        }
+    }
+    new
 }

@@ -2,6 +2,7 @@
 #![cfg(test)]
 
 mod common;
+mod convert;
 mod describe;
 mod flatten;
 mod full_disk;

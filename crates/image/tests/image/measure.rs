@@ -1,10 +1,8 @@
 //! Measuring, number for number as `qemu-img` does.
 
-use qtk_block::Preallocation;
-use qtk_image::{Format, Image, MeasureSource, Measurement, NewImage, OpenOptions, measure};
-use qtk_qcow2::{CreateOptions, Version};
+use qtk_image::{Format, Image, MeasureSource, Measurement, OpenOptions, measure};
 
-use crate::common::{Folder, content};
+use crate::common::{Folder, content, new_image};
 
 /// What `qemu-img measure` says, unless it refuses.
 fn measured_by_qemu(folder: &Folder, format: Format, options: &str, source: &[&str]) -> Option<Measurement> {
@@ -19,31 +17,6 @@ fn measured_by_qemu(folder: &Folder, format: Format, options: &str, source: &[&s
     let number = |key: &str| report.get(key).map(|value| value.as_u64().unwrap());
     let (required, fully_allocated) = (number("required").unwrap(), number("fully-allocated").unwrap());
     Some(Measurement { required, fully_allocated, bitmaps: number("bitmaps") })
-}
-
-fn target(format: Format, options: &str) -> NewImage {
-    let mut new = NewImage { format, ..NewImage::default() };
-    for word in options.split(',').filter(|word| !word.is_empty()) {
-        let (key, value) = word.split_once('=').unwrap();
-        let qcow2: &mut CreateOptions = &mut new.qcow2;
-        match key {
-            "cluster_size" => new.cluster_size = Some(value.parse().unwrap()),
-            "refcount_bits" => qcow2.refcount_bits = value.parse().unwrap(),
-            "extended_l2" => qcow2.extended_l2 = value == "on",
-            "compat" => qcow2.version = if value == "0.10" { Version::V2 } else { Version::V3 },
-            "backing_file" => new.base = Some(value.into()),
-            "preallocation" => {
-                qcow2.preallocation = match value {
-                    "metadata" => Preallocation::Metadata,
-                    "falloc" => Preallocation::Falloc,
-                    "full" => Preallocation::Full,
-                    _ => Preallocation::Off,
-                }
-            }
-            other => panic!("{other}"),
-        }
-    }
-    new
 }
 
 #[test]
@@ -67,13 +40,13 @@ fn disks_of_any_size() {
     ] {
         for size in [0, 1, 512, 65_537, 1 << 29, (1 << 30) + 5, 3 << 33, 1 << 40, 1 << 45, 1 << 55, i64::MAX as u64] {
             let expected = measured_by_qemu(&folder, Format::Qcow2, options, &["--size", &size.to_string()]);
-            let found = measure(MeasureSource::Size(size), &target(Format::Qcow2, options)).ok();
+            let found = measure(MeasureSource::Size(size), &new_image(Format::Qcow2, options)).ok();
             assert_eq!(found, expected, "{options} {size}");
         }
     }
     for size in [0, 1, 1000, 1 << 40, 1 << 60] {
         let expected = measured_by_qemu(&folder, Format::Raw, "", &["--size", &size.to_string()]);
-        assert_eq!(measure(MeasureSource::Size(size), &target(Format::Raw, "")).ok(), expected);
+        assert_eq!(measure(MeasureSource::Size(size), &new_image(Format::Raw, "")).ok(), expected);
     }
 }
 
@@ -106,7 +79,7 @@ fn images_with_holes_and_bitmaps() {
         ] {
             let expected = measured_by_qemu(&folder, format, options, &[image]);
             assert!(expected.is_some());
-            let found = measure(MeasureSource::Image(&opened), &target(format, options)).ok();
+            let found = measure(MeasureSource::Image(&opened), &new_image(format, options)).ok();
             assert_eq!(found, expected, "{image} {options}");
         }
     }

@@ -1,0 +1,211 @@
+use std::path::Path;
+use std::sync::Arc;
+
+use qtk_block::{BlockRead, BlockWrite, HostStorage, ImageLock, OutputFile, Progress, RawFile};
+use qtk_qcow2::{CreateOptions, ImageWriter};
+
+use crate::create::{Prepared, extend, open_device, write_first_block};
+use crate::layer::{SECTOR, file_id};
+use crate::{ChainLayer, Error, Format, Image, NewImage};
+
+use super::copy::{LARGE_UNIT, UNIT};
+use super::{
+    ConvertOptions, ConvertReport, ConvertWarning, Copy, Detection, Disk, Grain, Packing, Shape, Sink, Zeroes,
+};
+
+/// Who hears of the copy.
+pub(crate) struct Listener<'a> {
+    pub(crate) warn: &'a mut dyn FnMut(ConvertWarning),
+    pub(crate) progress: &'a dyn Progress,
+}
+
+/// A file that appears when it is complete, or the block device that is written in its place.
+#[derive(Debug)]
+enum NewFile {
+    File(OutputFile, Option<ImageLock>),
+    Device(Arc<RawFile>),
+}
+
+impl NewFile {
+    fn create(path: &Path, sources: &[Image]) -> Result<Self, Error> {
+        refuse_source(path, sources)?;
+        if let Some(device) = open_device(path)? {
+            return Ok(Self::Device(Arc::new(device)));
+        }
+        let lock = super::refuse_used(path)?;
+        Ok(Self::File(OutputFile::create(path).map_err(Error::io(path, "create it"))?, lock))
+    }
+
+    /// For whoever writes an image into it.
+    fn storage(&self, path: &Path) -> Result<Arc<RawFile>, Error> {
+        match self {
+            Self::File(file, _) => super::storage_of(path, file),
+            Self::Device(device) => Ok(device.clone()),
+        }
+    }
+
+    fn is_device(&self) -> bool {
+        matches!(self, Self::Device(_))
+    }
+
+    fn commit(self, path: &Path) -> Result<(), Error> {
+        match self {
+            Self::File(file, _lock) => file.commit().map_err(Error::io(path, "put it in its place")),
+            Self::Device(device) => device.flush().map_err(Error::io(path, "write to it")),
+        }
+    }
+}
+
+/// Refuses a target that is a part of a source.
+pub(crate) fn refuse_source(output: &Path, sources: &[Image]) -> Result<(), Error> {
+    let Some(id) = file_id(output) else { return Ok(()) };
+    match sources.iter().flat_map(Image::layers).find(|layer| layer.id() == id) {
+        None => Ok(()),
+        Some(layer) => Err(Error::TargetInChain { path: output.to_owned(), source_image: layer.path().to_owned() }),
+    }
+}
+
+/// Copies a disk, which comes from `sources`, into a new image.
+pub(crate) fn into_new(
+    (mut disk, sources): (Disk, &[Image]),
+    (path, new): (&Path, &NewImage),
+    options: &ConvertOptions,
+    listener: Listener<'_>,
+) -> Result<ConvertReport, Error> {
+    let Prepared { options: create, base } = new.prepare(path, Some(disk.size()))?;
+    base.iter().flat_map(Image::warnings).for_each(|warning| (listener.warn)(ConvertWarning::Create(warning.clone())));
+    disk.lies_on(base.as_ref().map(BlockRead::size));
+    let file = NewFile::create(path, sources)?;
+    let data_name = create.data_file.clone().filter(|_| new.format == Format::Qcow2);
+    let data_path = data_name.as_ref().map(Path::new);
+    let data = data_path.map(|path| NewFile::create(path, sources)).transpose()?;
+    let target = NewTarget { path, file: &file, data: data.as_ref().zip(data_path), base: base.as_ref(), options };
+    let (sink, shape) = match new.format {
+        Format::Raw => target.raw(&create)?,
+        Format::Qcow2 => target.qcow2(create)?,
+    };
+    let copy = Copy { disk: &disk, path, shape, options };
+    let report = copy.run(sink, listener)?;
+    if let Some((data, path)) = data.zip(data_path) {
+        data.commit(path)?;
+    }
+    file.commit(path)?;
+    Ok(report)
+}
+
+struct NewTarget<'a> {
+    path: &'a Path,
+    file: &'a NewFile,
+    /// The external data file and its name.
+    data: Option<(&'a NewFile, &'a Path)>,
+    base: Option<&'a Image>,
+    options: &'a ConvertOptions,
+}
+
+impl NewTarget<'_> {
+    fn invalid<T>(&self, problem: &str) -> Result<T, Error> {
+        Err(Error::Invalid { path: self.path.to_owned(), problem: problem.to_owned() })
+    }
+
+    fn zeroes(&self, reads_as_zeroes: bool) -> Zeroes {
+        match self.options.sparse_size {
+            0 => Zeroes::Data,
+            _ if reads_as_zeroes => Zeroes::Skip,
+            _ => Zeroes::Zero,
+        }
+    }
+
+    fn raw(&self, create: &CreateOptions) -> Result<(Sink, Shape), Error> {
+        if self.options.compress {
+            return self.invalid("raw images cannot be compressed; use qcow2");
+        }
+        let storage = self.file.storage(self.path)?;
+        match self.file {
+            NewFile::File(..) => {
+                extend(self.path, &storage, create.size, create.preallocation)?;
+                write_first_block(self.path, &storage)?;
+            }
+            NewFile::Device(device) if device.size() < create.size => {
+                return self.invalid("the device is smaller than the disk");
+            }
+            NewFile::Device(_) => {}
+        }
+        let shape = Shape {
+            grain: Grain::Sectors,
+            packing: None,
+            zeroes: self.zeroes(!self.file.is_device()),
+            detection: Detection::sparse(self.options.sparse_size, SECTOR),
+            beneath: None,
+            unit: UNIT,
+        };
+        Ok((Sink::raw(self.path, storage), shape))
+    }
+
+    fn qcow2(&self, create: CreateOptions) -> Result<(Sink, Shape), Error> {
+        let storage = self.file.storage(self.path)?;
+        if let NewFile::Device(device) = self.file {
+            // An image half made is none.
+            device.zero(0..SECTOR).map_err(Error::io(self.path, "write to it"))?;
+        }
+        let data = self.data.map(|(file, path)| file.storage(path)).transpose()?;
+        let packing = self.options.compress.then_some(Packing {
+            cluster_bits: create.cluster_bits,
+            compression: create.compression,
+            level: self.options.level,
+            copies: !self.options.recompress,
+        });
+        let grain = create.subcluster_size();
+        let in_place = self.file.is_device() || self.data.is_some_and(|(file, _)| file.is_device());
+        let shape = Shape {
+            // What a piece leaves out of a cluster of a new file is zero anyway.
+            grain: if self.base.is_some() || in_place { Grain::Whole(grain) } else { Grain::Sectors },
+            packing,
+            zeroes: self.zeroes(self.base.is_none()),
+            detection: Detection::sparse(self.options.sparse_size, grain),
+            beneath: self.base.map(|base| base.chain().clone()),
+            unit: if packing.is_some() { UNIT } else { LARGE_UNIT },
+        };
+        let data = data.map(|data| data as Arc<dyn HostStorage>);
+        let compressible = data.is_none();
+        let writer = ImageWriter::new_with(storage, data, &self.path.to_string_lossy(), create)?;
+        Ok((Sink::qcow2(self.path, writer, compressible || packing.is_none()), shape))
+    }
+}
+
+/// Copies a disk into an image that is there.
+pub(crate) fn into_existing(
+    mut disk: Disk,
+    image: Image,
+    overlay: bool,
+    options: &ConvertOptions,
+    listener: Listener<'_>,
+) -> Result<ConvertReport, Error> {
+    let path = image.path().to_owned();
+    let invalid = |problem: &str| Err(Error::Invalid { path: path.clone(), problem: problem.to_owned() });
+    if image.size() < disk.size() {
+        return invalid("it is smaller than what is to be copied into it");
+    }
+    disk.lies_on(image.chain().beneath().filter(|_| overlay).map(|beneath| beneath.size()));
+    let layer = image.layers().first().and_then(ChainLayer::qcow2);
+    let grain = layer.map_or(SECTOR, |layer| layer.header().subcluster_size());
+    let packing = match layer {
+        _ if !options.compress => None,
+        None => return invalid("raw images cannot be compressed"),
+        Some(layer) => Some(Packing {
+            cluster_bits: layer.header().cluster_bits,
+            compression: layer.compression(),
+            level: options.level,
+            copies: !options.recompress,
+        }),
+    };
+    let zeroes = match options {
+        ConvertOptions { sparse_size: 0, .. } => Zeroes::Data,
+        ConvertOptions { target_is_zero: true, .. } if !overlay => Zeroes::Skip,
+        _ => Zeroes::Zero,
+    };
+    let detection = Detection::sparse(options.sparse_size, grain);
+    let shape = Shape { grain: Grain::Sectors, packing, zeroes, detection, beneath: None, unit: UNIT };
+    let compressible = layer.is_none_or(|layer| !layer.header().has_data_file());
+    let sink = Sink::existing(&path, image.begin()?, compressible || packing.is_none());
+    Copy { disk: &disk, path: &path, shape, options }.run(sink, listener)
+}
