@@ -210,7 +210,8 @@ impl Target {
         // Not to be taken for a protocol.
         let name = if image_name.contains(':') { format!("./{image_name}") } else { image_name.into_owned() };
         let backing = Some(Backing { name, format: Some("raw".to_owned()) });
-        let options = CreateOptions { size, backing, ..CreateOptions::default() };
+        // Subclusters, so that nothing but what was written is copied.
+        let options = CreateOptions { size, backing, extended_l2: true, ..CreateOptions::default() };
         let name = self.log_path.to_string_lossy();
         qtk_qcow2::create(log.clone(), &name, &options)?;
         let layer = Arc::new(Layer::open(log.clone(), name)?);

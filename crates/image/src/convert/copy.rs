@@ -31,13 +31,15 @@ pub(crate) struct Shape {
 }
 
 impl Shape {
-    /// Bytes that no two units may share.
-    fn unit_grain(&self) -> u64 {
+    fn rules(&self, salvage: bool) -> Rules {
         let cluster = self.packing.map(|packing| packing.cluster_bits.size());
-        match self.grain {
-            Grain::Sectors => cluster.unwrap_or(SECTOR),
-            Grain::Whole(grain) => cluster.unwrap_or(grain),
-        }
+        let (grain, cuts_anywhere) = match (self.grain, cluster) {
+            (_, Some(cluster)) => (cluster, false),
+            (Grain::Sectors, None) => (SECTOR, true),
+            (Grain::Padded(cluster), None) => (cluster, true),
+            (Grain::Whole(grain), None) => (grain, false),
+        };
+        Rules { grain, cuts_anywhere, unit: self.unit.max(grain), zeroes: self.zeroes, salvage }
     }
 }
 
@@ -57,8 +59,7 @@ impl Copy<'_> {
         let Listener { warn, progress } = listener;
         let Self { disk, path, shape, options } = self;
         let threads = options.threads.unwrap_or_else(|| available_parallelism().map_or(1, usize::from));
-        let grain = shape.unit_grain();
-        let rules = Rules { grain, unit: shape.unit.max(grain), zeroes: shape.zeroes, salvage: options.salvage };
+        let rules = shape.rules(options.salvage);
         let filler = Filler { disk, output: path, shape: &shape, salvage: options.salvage, spare: Mutex::default() };
         if options.salvage {
             warn_of_status(disk, warn);

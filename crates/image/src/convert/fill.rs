@@ -22,6 +22,8 @@ use super::unit::{Origin, Piece, Unit};
 pub(crate) enum Grain {
     /// Any sectors by themselves.
     Sectors,
+    /// Any sectors, with the rest of the cluster of so many bytes that they lie in, which costs no more.
+    Padded(u64),
     /// Whole clusters or subclusters of so many bytes: what a piece leaves out of one is filled up here.
     Whole(u64),
 }
@@ -56,6 +58,13 @@ struct Part {
     ends: bool,
 }
 
+impl Part {
+    /// What of it lies in a cluster.
+    fn within(&self, cluster: &Range<usize>) -> Range<usize> {
+        cluster.start.max(self.bytes.start)..cluster.end.min(self.bytes.end)
+    }
+}
+
 #[derive(Clone, Debug)]
 enum Content {
     Data,
@@ -85,14 +94,15 @@ impl Filler<'_> {
                 let padding = match (self.shape.packing, self.shape.grain) {
                     (Some(packing), _) => packing.cluster_bits.size(),
                     (None, Grain::Whole(grain)) => grain,
-                    (None, Grain::Sectors) => 1,
+                    (None, Grain::Sectors | Grain::Padded(_)) => 1,
                 };
                 unit.reset(first.stretch.range.start..last.stretch.range.end, padding, self.shape.packing.is_some());
                 let parts = self.read(&mut unit, chunks)?;
                 match (self.shape.grain, self.shape.packing, compressor) {
                     (_, Some(packing), Some(compressor)) => self.pack(&mut unit, &parts, packing, compressor)?,
                     (Grain::Whole(grain), ..) => self.assemble(&mut unit, &parts, grain)?,
-                    (Grain::Sectors, ..) => self.list(&mut unit, &parts),
+                    (Grain::Sectors, ..) => self.list(&mut unit, &parts, SECTOR),
+                    (Grain::Padded(cluster), ..) => self.list(&mut unit, &parts, cluster),
                 }
             }
         }
@@ -201,11 +211,19 @@ impl Filler<'_> {
         Ok(Some(Content::Copied(bytes, Origin { layer: place, range })))
     }
 
-    /// For a target that stores any sectors.
-    fn list(&self, unit: &mut Unit, parts: &[Part]) {
+    /// For a target that stores any sectors: data with the rest of its clusters.
+    fn list(&self, unit: &mut Unit, parts: &[Part], cluster: u64) {
+        let mut end = 0;
         for part in parts {
             match part.content {
-                Content::Data => unit.pieces.push(Piece::Plain { bytes: part.bytes.clone() }),
+                Content::Data => {
+                    let start = unit.offset(part.bytes.start) / cluster * cluster;
+                    let start = unit.position(start.max(unit.offset(end)));
+                    end = unit.position(unit.offset(part.bytes.end).next_multiple_of(cluster).min(unit.range.end));
+                    if start < end {
+                        unit.pieces.push(Piece::Plain { bytes: start..end });
+                    }
+                }
                 Content::Zero if self.shape.zeroes == Zeroes::Zero => {
                     unit.add_zero(unit.offset(part.bytes.start)..unit.offset(part.bytes.end));
                 }
@@ -217,30 +235,42 @@ impl Filler<'_> {
     /// For a target that stores whole clusters or subclusters.
     fn assemble(&self, unit: &mut Unit, parts: &[Part], grain: u64) -> Result<(), Error> {
         let mut rest = parts;
+        let mut request_ended = false;
         for start in (0..unit.plain.len()).step_by(in_memory(grain)) {
             let bytes = start..start + in_memory(grain);
             let parts = take_until(&mut rest, bytes.end);
+            let begins_request = std::mem::take(&mut request_ended);
+            request_ended = parts.iter().any(|part| part.ends && part.bytes.end <= bytes.end);
             let holds = |wanted: fn(&Content) -> bool| parts.iter().any(|part| wanted(&part.content));
             let (data, zero) = (holds(|c| matches!(c, Content::Data)), holds(|c| matches!(c, Content::Zero)));
             let wanted = data || zero && self.shape.zeroes == Zeroes::Zero;
             if !wanted {
                 continue;
             }
-            let mixed = holds(|content| matches!(content, Content::Backing));
+            let whole_zero = !data && (parts.len() == 1 || self.is_zero_after_first(parts, &bytes, unit)?);
+            if whole_zero {
+                unit.add_zero(unit.offset(bytes.start)..unit.offset(bytes.end).min(unit.range.end));
+                continue;
+            }
             for part in parts.iter().filter(|part| !matches!(part.content, Content::Data)) {
-                let bytes = bytes.start.max(part.bytes.start)..bytes.end.min(part.bytes.end);
+                let bytes = part.within(&bytes);
                 match part.content {
                     Content::Backing => self.read_beneath(unit, bytes)?,
                     _ => unit.plain[bytes].fill(0),
                 }
             }
-            if data || mixed && !is_zero(&unit.plain[bytes.clone()]) {
-                unit.add_plain(bytes);
-            } else {
-                unit.add_zero(unit.offset(bytes.start)..unit.offset(bytes.end).min(unit.range.end));
-            }
+            unit.add_plain(bytes, begins_request);
         }
         Ok(())
+    }
+
+    /// Whether a cluster of the backing is zero once the first part's zeroes are in it. If so, QEMU makes it a zero cluster.
+    fn is_zero_after_first(&self, parts: &[Part], cluster: &Range<usize>, unit: &mut Unit) -> Result<bool, Error> {
+        self.read_beneath(unit, cluster.clone())?;
+        if let Some(first) = parts.iter().find(|part| matches!(part.content, Content::Zero)) {
+            unit.plain[first.within(cluster)].fill(0);
+        }
+        Ok(is_zero(&unit.plain[cluster.clone()]))
     }
 
     /// For a target that stores compressed clusters.
@@ -273,7 +303,7 @@ impl Filler<'_> {
             let packed = compressor.compress(&unit.plain[bytes.clone()], &mut unit.packed[unit.packed_len..]);
             match packed.map_err(|source| self.codec_error(source))? {
                 Some(len) => unit.add_compressed(guest, len),
-                None => unit.add_plain(bytes),
+                None => unit.add_plain(bytes, false),
             }
         }
         Ok(())
@@ -282,7 +312,7 @@ impl Filler<'_> {
     /// Completes a cluster of which only a part must be stored: compressed, it is stored as a whole.
     fn read_rest(&self, unit: &mut Unit, parts: &[Part], cluster: &Range<usize>) -> Result<(), Error> {
         for part in parts.iter().filter(|part| !matches!(part.content, Content::Data)) {
-            let bytes = cluster.start.max(part.bytes.start)..cluster.end.min(part.bytes.end);
+            let bytes = part.within(cluster);
             let offset = unit.offset(bytes.start);
             let buf = &mut unit.plain[bytes];
             match part.content {
@@ -315,7 +345,7 @@ fn add_part(parts: &mut Vec<Part>, bytes: Range<usize>, content: Content) {
     match parts.last_mut() {
         Some(last)
             if !matches!(content, Content::Copied(..))
-                && !(last.ends && matches!(content, Content::Data))
+                && !last.ends
                 && std::mem::discriminant(&last.content) == std::mem::discriminant(&content) =>
         {
             last.bytes.end = bytes.end;

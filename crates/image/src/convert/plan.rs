@@ -3,7 +3,6 @@ use std::ops::Range;
 use qtk_block::BlockRead;
 
 use crate::Error;
-use crate::layer::SECTOR;
 
 use super::disk::{Class, Disk, Stretch, Stretches};
 
@@ -44,8 +43,10 @@ pub(crate) struct Plan<'a> {
 /// What the target needs to be told.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Rules {
-    /// What jobs begin and end at multiples of: the target's clusters.
+    /// What jobs begin and end at multiples of where nothing else is said: the target's clusters.
     pub(crate) grain: u64,
+    /// Whether jobs can end where a request does, too.
+    pub(crate) cuts_anywhere: bool,
     /// Longest job in bytes.
     pub(crate) unit: u64,
     /// What becomes of zeroes.
@@ -103,8 +104,8 @@ impl<'a> Plan<'a> {
             let stretch = self.stretch()?;
             let request_end = at + REQUEST - (at - stretch.range.start) % REQUEST;
             let stop = stretch.range.end.min(request_end);
-            // A request that would be cut begins the next job, if jobs can end anywhere.
-            if stop > end && !chunks.is_empty() && self.rules.grain == SECTOR {
+            // A request that would be cut begins the next job.
+            if stop > end && !chunks.is_empty() && self.rules.cuts_anywhere {
                 break;
             }
             let range = at..stop.min(end);

@@ -2,7 +2,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use qtk_block::{BlockRead, BlockWrite, HostStorage, ImageLock, OutputFile, Progress, RawFile};
-use qtk_qcow2::{CreateOptions, ImageWriter};
+use qtk_qcow2::{CreateOptions, ImageWriter, Preallocation};
 
 use crate::create::{Prepared, extend, open_device, write_first_block};
 use crate::layer::{SECTOR, file_id};
@@ -134,7 +134,7 @@ impl NewTarget<'_> {
             grain: Grain::Sectors,
             packing: None,
             zeroes: self.zeroes(!self.file.is_device()),
-            detection: Detection::sparse(self.options.sparse_size, SECTOR),
+            detection: Detection::sparse(self.options.sparse_size),
             beneath: None,
             unit: UNIT,
         };
@@ -156,12 +156,17 @@ impl NewTarget<'_> {
         });
         let grain = create.subcluster_size();
         let in_place = self.file.is_device() || self.data.is_some_and(|(file, _)| file.is_device());
+        let places_all = create.data_file.is_some() || create.preallocation != Preallocation::Off;
         let shape = Shape {
-            // What a piece leaves out of a cluster of a new file is zero anyway.
-            grain: if self.base.is_some() || in_place { Grain::Whole(grain) } else { Grain::Sectors },
+            grain: match () {
+                () if self.base.is_some() || in_place => Grain::Whole(grain),
+                // What a piece leaves out of a cluster of a new file is zero anyway.
+                () if places_all || create.extended_l2 => Grain::Sectors,
+                () => Grain::Padded(grain),
+            },
             packing,
             zeroes: self.zeroes(self.base.is_none()),
-            detection: Detection::sparse(self.options.sparse_size, grain),
+            detection: Detection::sparse(self.options.sparse_size),
             beneath: self.base.map(|base| base.chain().clone()),
             unit: if packing.is_some() { UNIT } else { LARGE_UNIT },
         };
@@ -187,7 +192,6 @@ pub(crate) fn into_existing(
     }
     disk.lies_on(image.chain().beneath().filter(|_| overlay).map(|beneath| beneath.size()));
     let layer = image.layers().first().and_then(ChainLayer::qcow2);
-    let grain = layer.map_or(SECTOR, |layer| layer.header().subcluster_size());
     let packing = match layer {
         _ if !options.compress => None,
         None => return invalid("raw images cannot be compressed"),
@@ -203,7 +207,7 @@ pub(crate) fn into_existing(
         ConvertOptions { target_is_zero: true, .. } if !overlay => Zeroes::Skip,
         _ => Zeroes::Zero,
     };
-    let detection = Detection::sparse(options.sparse_size, grain);
+    let detection = Detection::sparse(options.sparse_size);
     let shape = Shape { grain: Grain::Sectors, packing, zeroes, detection, beneath: None, unit: UNIT };
     let compressible = layer.is_none_or(|layer| !layer.header().has_data_file());
     let sink = Sink::existing(&path, image.begin()?, compressible || packing.is_none());

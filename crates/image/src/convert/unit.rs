@@ -96,9 +96,10 @@ impl Unit {
         bytes.sum()
     }
 
-    pub(crate) fn add_plain(&mut self, bytes: Range<usize>) {
+    /// Adds bytes to the last piece if they follow it, unless they are to begin a new one.
+    pub(crate) fn add_plain(&mut self, bytes: Range<usize>, anew: bool) {
         match self.pieces.last_mut() {
-            Some(Piece::Plain { bytes: last }) if last.end == bytes.start => last.end = bytes.end,
+            Some(Piece::Plain { bytes: last }) if last.end == bytes.start && !anew => last.end = bytes.end,
             _ => self.pieces.push(Piece::Plain { bytes }),
         }
     }

@@ -14,10 +14,10 @@ pub(crate) struct Detection {
 }
 
 impl Detection {
-    /// `qemu-img`'s for its option `-S`, into a target that stores `grain` bytes or nothing.
-    pub(crate) fn sparse(min: u64, grain: u64) -> Self {
+    /// `qemu-img`'s for its option `-S`.
+    pub(crate) fn sparse(min: u64) -> Self {
         let align = if min == 0 { SECTOR } else { 1 << min.ilog2() };
-        Self { min, align: align.max(grain).max(SECTOR) }
+        Self { min, align: align.max(SECTOR) }
     }
 
     /// Every `grain` bytes of zeroes are a hole.

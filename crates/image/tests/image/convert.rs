@@ -226,9 +226,10 @@ fn into_images_that_are_there() {
                 case.by_us(&folder, "ours.out").unwrap();
                 let format = format.name();
                 folder.qemu_img(&["compare", "-f", format, "-F", format, "theirs.out", "ours.out"]);
-                let map = |name: &str| without_offsets(&folder.qemu_img(&["map", "--output=json", "-f", format, name]));
-                assert_eq!(map("ours.out"), map("theirs.out"), "{words}");
                 if format == "qcow2" {
+                    let map =
+                        |name: &str| without_offsets(&folder.qemu_img(&["map", "--output=json", "-f", format, name]));
+                    assert_same_lines(&map("ours.out"), &map("theirs.out"), &words);
                     folder.check("ours.out");
                 }
             }
@@ -246,7 +247,7 @@ fn assert_same_lines(ours: &str, theirs: &str, words: &str) {
 }
 
 /// Lines of a map as a reader sees them: where a transaction puts its clusters is its own affair.
-fn without_offsets(map: &str) -> Vec<(u64, u64, String)> {
+fn without_offsets(map: &str) -> String {
     let entries: Vec<serde_json::Value> = serde_json::from_str(map).unwrap();
     let mut lines: Vec<(u64, u64, String)> = Vec::new();
     for mut entry in entries {
@@ -260,5 +261,5 @@ fn without_offsets(map: &str) -> Vec<(u64, u64, String)> {
             _ => lines.push((start, length, rest)),
         }
     }
-    lines
+    lines.iter().map(|line| format!("{line:?}\n")).collect()
 }

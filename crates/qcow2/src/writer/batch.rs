@@ -13,7 +13,7 @@ pub(super) struct Batch {
 impl Batch {
     const LIMIT: usize = 2 << 20;
     const DIRECT: usize = 1 << 20;
-    /// Longer gaps are worth a write of their own, which keeps them holes.
+    /// Gaps as long as this are worth a write of their own, which keeps them holes.
     const GAP: usize = 4 << 10;
 
     pub(super) fn new(file: ImageFile) -> Self {
@@ -26,7 +26,7 @@ impl Batch {
             // More for a host cluster whose front has gone out.
             return self.file.write(bytes, offset);
         };
-        let too_far = within > self.bytes.len() + Self::GAP;
+        let too_far = within >= self.bytes.len() + Self::GAP;
         if too_far || bytes.len() >= Self::DIRECT || within + bytes.len() > Self::LIMIT {
             self.flush()?;
             self.start = offset.0;

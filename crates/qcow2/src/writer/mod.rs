@@ -67,10 +67,25 @@ impl ImageWriter {
             (None, Preallocation::Falloc | Preallocation::Full) => self.mapper.place_contiguously()?,
             (Some(_), _) | (None, Preallocation::Metadata) => self.mapper.place_all()?,
         }
+        if self.data.is_none() && how == Preallocation::Metadata {
+            self.clear_tail()?;
+        }
         match &self.data {
             Some(data) => reserve(&data.file, 0..self.mapper.size_in_grains(), how),
             None => reserve(&self.mapper.image.file, before..self.mapper.file_size(), how),
         }
+    }
+
+    /// Writes what the last cluster has behind the end of the disk.
+    fn clear_tail(&mut self) -> Result<(), Error> {
+        let bits = self.mapper.options.cluster_bits;
+        let used = bits.offset_within(self.mapper.options.size);
+        if used == 0 {
+            return Ok(());
+        }
+        let last = self.mapper.options.size >> bits.bits();
+        let (host, _) = self.mapper.place(last..last + 1)?;
+        self.mapper.image.put(host.plus(used), &vec![0; in_memory(bits.size() - used)])
     }
 
     /// Stores a piece of the guest's disk. A cluster that is written in part reads as zeroes elsewhere, even with a backing
