@@ -225,6 +225,14 @@ pub enum Error {
         /// The image.
         path: PathBuf,
     },
+    /// A disk that does not end with a whole sector.
+    #[error("{}: a disk of {size} bytes is not one of whole sectors; choose a multiple of 512", path.display())]
+    UnalignedSize {
+        /// The image.
+        path: PathBuf,
+        /// The size in bytes.
+        size: u64,
+    },
     /// Space was asked for, though the disk does not grow.
     #[error("{}: space can only be preallocated for a disk that grows", path.display())]
     PreallocatedShrink {

@@ -3,6 +3,7 @@ use qtk_qcow2::Preallocation;
 
 use crate::create::extend;
 use crate::edit::edit_open;
+use crate::layer::SECTOR;
 use crate::{ChainLayer, Error, Format, Image, NodeSpec, OpenOptions, SpecError};
 
 /// A disk's new size, in bytes.
@@ -61,6 +62,9 @@ pub fn resize(spec: &NodeSpec, open: &OpenOptions, options: &ResizeOptions) -> R
     }
     if new < old && !options.shrink {
         return Err(Error::WouldShrink { path: path(), old, new });
+    }
+    if image.format() != Format::Raw && new % SECTOR != 0 {
+        return Err(Error::UnalignedSize { path: path(), size: new });
     }
     let mut raw_guessed = false;
     match image.chain().named() {

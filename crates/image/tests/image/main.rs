@@ -4,6 +4,7 @@
 mod common;
 mod convert;
 mod describe;
+mod edits;
 mod flatten;
 mod full_disk;
 mod locks;
