@@ -9,5 +9,6 @@ mod flatten;
 mod full_disk;
 mod locks;
 mod measure;
+mod names;
 mod open;
 mod random_chains;
