@@ -46,6 +46,11 @@ impl Image {
         open::open_layer(spec.clone(), options, Depth::Metadata)
     }
 
+    /// The same with its external data file: for what concerns the image alone, whatever it lies on.
+    pub fn open_node_alone(spec: &NodeSpec, options: &OpenOptions) -> Result<ChainLayer, Error> {
+        open::open_layer(spec.clone(), options, Depth::Image)
+    }
+
     /// Begins to change the image, which must have been opened for writing. Its locks are held until the transaction is
     /// dropped; to see the new state as an image, open it again.
     pub fn begin(self) -> Result<Transaction, Error> {

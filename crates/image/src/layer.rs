@@ -80,6 +80,8 @@ pub(crate) enum Depth {
 pub(crate) struct LayerOptions<'a> {
     /// Takes the place of the driver that is named.
     pub(crate) format: Option<Format>,
+    /// Whether tables may be out of bounds.
+    pub(crate) damaged: bool,
     pub(crate) share: bool,
     pub(crate) depth: Depth,
     /// Which data files are followed.
@@ -149,11 +151,18 @@ impl ChainLayer {
     fn qcow2_on(storage: Storage, rest: &mut Options, options: LayerOptions<'_>) -> Result<Self, Error> {
         let (storage, lock_mode, _lock) = locked(storage, Format::Qcow2, options)?;
         let name = storage.path.to_string_lossy().into_owned();
-        let metadata = qtk_qcow2::Layer::open(storage.device(), &*name)?;
+        let open = |data: Option<&DataFile>| {
+            let data = data.map(|data| data.storage.device());
+            match options.damaged {
+                true => qtk_qcow2::Layer::open_damaged(storage.device(), &*name, data),
+                false => qtk_qcow2::Layer::open_with(storage.device(), &*name, data),
+            }
+        };
+        let metadata = open(None)?;
         known::take_qcow2_tuning(rest)?;
         let data = open_data_file(&storage.path, metadata.header(), rest, options)?;
         let layer = match &data {
-            Some(data) => qtk_qcow2::Layer::open_with(storage.device(), name, Some(data.storage.device()))?,
+            Some(data) => open(Some(data))?,
             None => metadata,
         };
         let node = Node::on("qcow2", storage.node.clone(), layer.size(), Vec::new());

@@ -54,7 +54,7 @@ pub use measure::{MeasureSource, Measurement, measure};
 pub use open::{BackingPolicy, OpenOptions, Warning};
 pub use rate::RateLimit;
 pub use rebase::{RebaseMode, RebaseOptions, rebase};
-pub use resize::{NewSize, ResizeOptions, Resized, resize};
+pub use resize::{NewSize, ResizeOptions, Resized, resize, resize_open};
 pub use snapshot_name::SnapshotName;
 pub use spec::{NodeSpec, OptionValue, SpecError};
 pub use transaction::Transaction;

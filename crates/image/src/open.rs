@@ -47,6 +47,8 @@ pub struct OpenOptions {
     pub backing: BackingPolicy,
     /// Whether a backing file's name may be a description (`json:…`), which can ask for more than a file.
     pub json_names: bool,
+    /// Whether the topmost file may be a qcow2 image whose tables are out of bounds: to check and repair it.
+    pub damaged: bool,
     /// Read without locks, while others write: what is read may be inconsistent.
     pub share: bool,
     /// Whether the topmost file can be changed. Those beneath are only read.
@@ -61,6 +63,7 @@ impl Default for OpenOptions {
             format: None,
             backing: BackingPolicy::Follow,
             json_names: false,
+            damaged: false,
             share: false,
             access: Access::ReadOnly,
             snapshot: None,
@@ -117,7 +120,14 @@ pub(crate) fn spec_of(path: &Path) -> Result<NodeSpec, Error> {
 /// Opens the topmost layer alone.
 pub(crate) fn open_layer(spec: NodeSpec, options: &OpenOptions, depth: Depth) -> Result<ChainLayer, Error> {
     let host = Host { access: options.access, above: &[] };
-    let options = LayerOptions { format: options.format, share: options.share, depth, policy: &options.backing, host };
+    let options = LayerOptions {
+        format: options.format,
+        damaged: options.damaged,
+        share: options.share,
+        depth,
+        policy: &options.backing,
+        host,
+    };
     Ok(ChainLayer::open(spec, options)?.0)
 }
 
@@ -134,8 +144,14 @@ pub(crate) fn open_chain(
     while let Some((spec, format)) = next {
         let access = if depth == 0 || Some(depth) == base { options.access } else { Access::ReadOnly };
         let host = Host { access, above: &layers };
-        let layer_options =
-            LayerOptions { format, share: options.share, depth: Depth::Chain, policy: &options.backing, host };
+        let layer_options = LayerOptions {
+            format,
+            damaged: options.damaged && depth == 0,
+            share: options.share,
+            depth: Depth::Chain,
+            policy: &options.backing,
+            host,
+        };
         let (mut layer, backing) =
             ChainLayer::open(spec, layer_options).map_err(|source| under(layers.last(), source))?;
         if let Some(snapshot) = options.snapshot.as_ref().filter(|_| depth == 0) {

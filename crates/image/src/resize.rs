@@ -53,7 +53,11 @@ pub struct Resized {
 
 /// Gives the disk of an image another size. What it grows by reads as zeroes.
 pub fn resize(spec: &NodeSpec, open: &OpenOptions, options: &ResizeOptions) -> Result<Resized, Error> {
-    let image = Image::open_node(spec, &OpenOptions { access: Access::ReadWrite, ..open.clone() })?;
+    resize_open(&Image::open_node(spec, &OpenOptions { access: Access::ReadWrite, ..open.clone() })?, options)
+}
+
+/// The same for an image that is open for writing already.
+pub fn resize_open(image: &Image, options: &ResizeOptions) -> Result<Resized, Error> {
     let path = || image.path().to_owned();
     let old = image.size();
     let new = options.size.of(old).ok_or_else(|| Error::SizeNotPositive { path: path() })?;
@@ -72,7 +76,7 @@ pub fn resize(spec: &NodeSpec, open: &OpenOptions, options: &ResizeOptions) -> R
             raw_guessed = layer.format_probed();
             resize_raw(layer, new, options.preallocation)?;
         }
-        _ => edit_open(&image, |transaction| Ok(transaction.resize(new, options.preallocation)?))?,
+        _ => edit_open(image, |transaction| Ok(transaction.resize(new, options.preallocation)?))?,
     }
     Ok(Resized { old, new, raw_guessed })
 }

@@ -59,3 +59,20 @@ pub(crate) fn with_file(format: &'static [Parameter]) -> Vec<Parameter> {
     let is_new = |of_file: &&Parameter| format.iter().all(|of_format| of_format.name != of_file.name);
     format.iter().chain(FILE.iter().filter(is_new)).copied().collect()
 }
+
+/// What can be amended of a qcow2 image.
+pub(crate) const AMEND_QCOW2: &[Parameter] = &[
+    parameter("encrypt.state", Kind::Text, "Select new state of affected keyslots (active/inactive)"),
+    parameter("encrypt.keyslot", Kind::Number, "Select a single keyslot to modify explicitly"),
+    parameter("encrypt.old-secret", Kind::Text, "Select all keyslots that match this password"),
+    parameter("encrypt.new-secret", Kind::Text, "New secret to set in the matching keyslots. Empty string to erase"),
+    parameter("encrypt.iter-time", Kind::Number, "Time to spend in PBKDF in milliseconds"),
+    SIZE,
+    parameter("compat", Kind::Text, "Compatibility level (v2 [0.10] or v3 [1.1])"),
+    parameter("backing_file", Kind::Text, "File name of a base image"),
+    parameter("backing_fmt", Kind::Text, "Image format of the base image"),
+    parameter("data_file", Kind::Text, "File name of an external data file"),
+    parameter("data_file_raw", Kind::Bool, "The external data file must stay valid as a raw image"),
+    parameter("lazy_refcounts", Kind::Bool, "Postpone refcount updates"),
+    parameter("refcount_bits", Kind::Number, "Width of a reference count entry in bits"),
+];

@@ -156,7 +156,7 @@ impl Values {
             Kind::Text => 0,
             Kind::Bool => u64::from(boolean(name, text)?),
             Kind::Number => number(text).map_err(|error| not_a_number(name, text, error))?,
-            Kind::Size => size(text).map_err(|error| not_a_size(name, text, error))?,
+            Kind::Size => size_value(name, text)?,
         };
         self.set.push((parameter.name, Value { text: text.to_owned(), number }));
         Ok(())
@@ -232,6 +232,11 @@ pub(crate) fn boolean(name: &str, text: &str) -> Result<bool, Failure> {
         "off" | "no" | "false" | "n" => Ok(false),
         _ => Err(Failure::new(format!("Parameter '{name}' expects 'on' or 'off'"))),
     }
+}
+
+/// A size, as the value of a parameter.
+pub(crate) fn size_value(name: &str, text: &str) -> Result<u64, Failure> {
+    size(text).map_err(|error| not_a_size(name, text, error))
 }
 
 fn not_a_number(name: &str, text: &str, error: NumberError) -> Failure {

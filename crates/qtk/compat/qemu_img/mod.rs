@@ -1,6 +1,9 @@
 //! qtk under the name `qemu-img`: the command line, the output and the exit codes of QEMU's tool.
 
+mod amend;
 mod bench;
+mod bitmap;
+mod check;
 mod commit;
 mod compare;
 mod convert;
@@ -19,7 +22,9 @@ mod new_qcow2;
 mod object;
 mod open;
 mod progress;
+mod resize;
 mod size;
+mod snapshot;
 mod snapshot_param;
 mod target;
 mod words;
@@ -41,7 +46,10 @@ type Command = (&'static str, fn(Vec<OsString>) -> Outcome);
 
 /// The commands, in alphabetical order.
 const COMMANDS: &[Command] = &[
+    ("amend", amend::run),
     ("bench", bench::run),
+    ("bitmap", bitmap::run),
+    ("check", check::run),
     ("commit", commit::run),
     ("compare", compare::run),
     ("convert", convert::run),
@@ -50,6 +58,8 @@ const COMMANDS: &[Command] = &[
     ("info", info::run),
     ("map", map::run),
     ("measure", measure::run),
+    ("resize", resize::run),
+    ("snapshot", snapshot::run),
 ];
 
 /// Does what a command line asks for.

@@ -4,6 +4,7 @@ use std::ffi::OsStr;
 
 use qtk_block::Access;
 use qtk_image::{ChainLayer, Format, Image, NodeSpec, OpenOptions, OptionValue};
+use qtk_qcow2::{features, repair_dirty};
 
 use super::getopt::Found;
 use super::keyval;
@@ -52,25 +53,62 @@ impl ImageArguments {
         })
     }
 
-    /// Opens an image and everything it lies on.
+    /// Opens an image and everything it lies on. For writing, an image that was not closed cleanly is repaired first.
     pub(crate) fn open(&self, name: &OsStr, access: Access) -> Result<Image, Failure> {
-        let image = open_spec(name, self.spec(name)?, self.share, access)?;
+        let spec = self.spec(name)?;
+        let image = open_spec(name, spec.clone(), self.share, access)?;
+        if access == Access::ReadOnly {
+            return Ok(image);
+        }
+        let repaired = match image.layers().first() {
+            Some(layer) => prepare(name, layer)?,
+            None => false,
+        };
+        if !repaired {
+            return Ok(image);
+        }
+        drop(image);
+        open_spec(name, spec, self.share, access)
+    }
+
+    /// As [`open`](Self::open), but the image may be damaged.
+    pub(crate) fn open_damaged(&self, name: &OsStr, access: Access) -> Result<Image, Failure> {
+        let options = OpenOptions { damaged: true, ..options(access) };
+        let image = Image::open_node(&shared(self.spec(name)?, self.share), &options).map_err(Failure::from);
+        let image = image.and_then(readable).map_err(|failure| could_not_open(name, failure))?;
         if access == Access::ReadWrite {
-            warn_of_guess(name, image.layers().iter().find(|layer| layer.path() == image.path()));
+            image.layers().iter().take(1).for_each(|layer| warn_of_guess(name, layer));
         }
         Ok(image)
     }
 
-    /// Opens the topmost file of an image alone.
-    pub(crate) fn open_layer(&self, name: &OsStr, access: Access) -> Result<ChainLayer, Failure> {
+    /// Opens an image without what it lies on.
+    pub(crate) fn open_alone(&self, name: &OsStr, access: Access) -> Result<ChainLayer, Failure> {
         let spec = shared(self.spec(name)?, self.share);
-        let layer = Image::open_node_layer(&spec, &options(access));
-        let layer = layer.map_err(|error| could_not_open(name, error.into()))?;
-        if access == Access::ReadWrite {
-            warn_of_guess(name, Some(&layer));
+        let open =
+            || Image::open_node_alone(&spec, &options(access)).map_err(|error| could_not_open(name, error.into()));
+        let layer = open()?;
+        if access == Access::ReadOnly || !prepare(name, &layer)? {
+            return Ok(layer);
         }
-        Ok(layer)
+        drop(layer);
+        open()
     }
+}
+
+/// Does what QEMU does before it writes to an image: warns, refuses, or repairs it, after which it must be opened again.
+fn prepare(name: &OsStr, layer: &ChainLayer) -> Result<bool, Failure> {
+    warn_of_guess(name, layer);
+    let Some(qcow2) = layer.qcow2() else { return Ok(false) };
+    if qcow2.header().features.incompatible & features::CORRUPT != 0 {
+        return Err(could_not_open(name, Failure::new("qcow2: Image is corrupt; cannot be opened read/write")));
+    }
+    repair_dirty(qcow2, &mut |finding| {
+        if !finding.is_silent() {
+            message::say(&finding.to_string());
+        }
+    })
+    .map_err(|error| could_not_open(name, Failure::from(error).prefix("Could not repair dirty image: ")))
 }
 
 /// Opens a node and everything it lies on.
@@ -104,8 +142,8 @@ pub(crate) fn could_not_open(name: &OsStr, failure: Failure) -> Failure {
 }
 
 /// A raw image whose format was guessed can be made to look like another format's by its guest.
-fn warn_of_guess(name: &OsStr, layer: Option<&ChainLayer>) {
-    if layer.is_some_and(|layer| layer.format() == Format::Raw && layer.format_probed()) {
+fn warn_of_guess(name: &OsStr, layer: &ChainLayer) {
+    if layer.format() == Format::Raw && layer.format_probed() {
         message::say(&format!(
             "WARNING: Image format was not specified for '{}' and probing guessed raw.\n         \
              Automatically detecting the format is dangerous for raw images, write operations on block 0 will be restricted.\n         \
