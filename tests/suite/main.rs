@@ -5,6 +5,7 @@
 mod bad_input;
 mod crash;
 mod documentation;
+mod image_verbs;
 mod locks;
 mod main_job;
 mod qemu_img;

@@ -47,8 +47,8 @@ pub(crate) struct Convert {
     into: Option<PathBuf>,
 
     /// Format of the existing image, which is never guessed
-    #[arg(long, value_name = "FORMAT", requires = "into", required_if_eq("target_is_zero", "true"))]
-    into_format: Option<FormatName>,
+    #[arg(long, value_name = "FORMAT", requires = "into", default_value = "qcow2")]
+    into_format: FormatName,
 
     /// The existing image reads as zeroes, which then need not be written
     #[arg(long, requires = "into")]
@@ -125,7 +125,7 @@ impl Convert {
     }
 
     fn into_existing(&self, sources: &[Image], path: &Path) -> anyhow::Result<ConvertReport> {
-        let options = OpenOptions { format: self.into_format.map(Into::into), ..OpenOptions::writable() };
+        let options = OpenOptions { format: Some(self.into_format.into()), ..OpenOptions::writable() };
         let image = guest::open(path, &options)?;
         self.copy(sources, Target::Existing { image, overlay: false })
     }
