@@ -8,6 +8,7 @@ mod cat;
 mod check;
 mod chmod;
 mod chown;
+mod commit;
 mod compare;
 mod convert;
 mod create;
@@ -59,6 +60,7 @@ pub(crate) enum Verb {
     Convert(convert::Convert),
     Dd(dd::Dd),
     Measure(measure::Measure),
+    Commit(commit::Commit),
     Resize(resize::Resize),
     #[command(name = "snapshot")]
     Snapshot(snapshot::SnapshotVerb),
@@ -103,6 +105,7 @@ pub(crate) fn run(verb: &Verb) -> anyhow::Result<ExitCode> {
         Verb::Convert(verb) => verb.run(),
         Verb::Dd(verb) => verb.run(),
         Verb::Measure(verb) => verb.run(),
+        Verb::Commit(verb) => verb.run(),
         Verb::Resize(verb) => verb.run(),
         Verb::Snapshot(verb) => verb.run(),
         Verb::Bitmap(verb) => verb.run(),
