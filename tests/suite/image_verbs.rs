@@ -153,3 +153,27 @@ fn dd_and_bench_work_on_a_part() {
     let timed = json(&mut workshop.qtk("bench --json base.qcow2 -c 100 -d 4"));
     assert_eq!(timed["requests"], json!(100));
 }
+
+#[test]
+fn commit_and_rebase_keep_what_the_overlay_reads_as() {
+    let workshop = Workshop::new();
+    ok(&mut workshop.qtk("create -b base.qcow2 -F qcow2 overlay.qcow2"));
+    ok(&mut workshop.qtk("write overlay.qcow2 /etc/motd --content hello"));
+    ok(&mut workshop.qtk("flatten overlay.qcow2 -o expected.qcow2"));
+    ok(&mut workshop.qtk("convert base.qcow2 -o other.raw -O raw"));
+    ok(workshop.sh("qemu-io", "-f raw other.raw -c").arg("write -P 9 0 1M"));
+    ok(&mut workshop.qtk("rebase overlay.qcow2 -b other.raw -F raw"));
+    same(&workshop, "overlay.qcow2", "expected.qcow2");
+    ok(&mut workshop.qtk("rebase overlay.qcow2 --no-base --compress"));
+    same(&workshop, "overlay.qcow2", "expected.qcow2");
+    check(&workshop, "overlay.qcow2");
+    ok(&mut workshop.qtk("create -b base.qcow2 -F qcow2 overlay.qcow2 --force"));
+    ok(&mut workshop.qtk("write overlay.qcow2 /etc/motd --content hello"));
+    ok(&mut workshop.qtk("commit overlay.qcow2"));
+    same(&workshop, "overlay.qcow2", "base.qcow2");
+    check(&workshop, "base.qcow2");
+    check(&workshop, "overlay.qcow2");
+    assert_eq!(ok(&mut workshop.qtk("cat base.qcow2 /etc/motd")), "hello");
+    fails(&mut workshop.qtk("rebase overlay.qcow2 -b base.qcow2"), 2, &["--base-format"]);
+    fails(&mut workshop.qtk("commit expected.qcow2"), 1, &["expected.qcow2"]);
+}

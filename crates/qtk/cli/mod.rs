@@ -27,6 +27,7 @@ mod measure;
 mod mkdir;
 mod mv;
 mod new_image;
+mod rebase;
 mod resize;
 mod rm;
 mod size;
@@ -61,6 +62,7 @@ pub(crate) enum Verb {
     Dd(dd::Dd),
     Measure(measure::Measure),
     Commit(commit::Commit),
+    Rebase(rebase::Rebase),
     Resize(resize::Resize),
     #[command(name = "snapshot")]
     Snapshot(snapshot::SnapshotVerb),
@@ -106,6 +108,7 @@ pub(crate) fn run(verb: &Verb) -> anyhow::Result<ExitCode> {
         Verb::Dd(verb) => verb.run(),
         Verb::Measure(verb) => verb.run(),
         Verb::Commit(verb) => verb.run(),
+        Verb::Rebase(verb) => verb.run(),
         Verb::Resize(verb) => verb.run(),
         Verb::Snapshot(verb) => verb.run(),
         Verb::Bitmap(verb) => verb.run(),
