@@ -7,7 +7,7 @@ use crate::error::{Error, OptionProblem};
 use crate::extension::{BACKING_FORMAT, EXTERNAL_DATA_FILE, Extension};
 use crate::features::{self, Features};
 use crate::file::ImageFile;
-use crate::header::{Header, MAX_BACKING_NAME, MAX_L1_SIZE, MIN_EXTENDED_CLUSTER_BITS};
+use crate::header::{Header, MAX_BACKING_FORMAT, MAX_BACKING_NAME, MAX_L1_SIZE, MIN_EXTENDED_CLUSTER_BITS};
 use crate::types::{ClusterBits, CompressionType, HostOffset, Version};
 use crate::writer::ImageWriter;
 
@@ -89,7 +89,7 @@ impl CreateOptions {
     fn problem(&self) -> Option<OptionProblem> {
         let v2 = self.version == Version::V2;
         let width = self.refcount_bits;
-        let names = self.backing.iter().flat_map(|backing| [Some(&backing.name), backing.format.as_ref()]);
+        let fits = |name: &str, limit: u64| !name.is_empty() && name.len() as u64 <= limit;
         let problems = [
             (v2 && self.extended_l2, OptionProblem::ExtendedL2InVersion2),
             (
@@ -109,7 +109,10 @@ impl CreateOptions {
             (v2 && self.compression != CompressionType::Zlib, OptionProblem::CompressionInVersion2),
             (self.size > self.largest_size(), OptionProblem::SizeTooLarge),
             (
-                names.flatten().any(|name| name.is_empty() || name.len() as u64 > MAX_BACKING_NAME),
+                self.backing.as_ref().is_some_and(|backing| {
+                    let format = backing.format.as_deref().unwrap_or("raw");
+                    !fits(&backing.name, MAX_BACKING_NAME) || !fits(format, MAX_BACKING_FORMAT)
+                }),
                 OptionProblem::BackingName,
             ),
         ];

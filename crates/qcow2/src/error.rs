@@ -345,8 +345,8 @@ pub enum OptionProblem {
     /// More than the largest L1 table maps, or than the largest refcount table counts.
     #[error("the size is too large; use larger clusters")]
     SizeTooLarge,
-    /// A backing name or format that is empty or longer than 1023 bytes.
-    #[error("the backing name must have 1 to 1023 bytes")]
+    /// A backing name that is empty or longer than 1023 bytes, or a format longer than 15.
+    #[error("the backing name must have 1 to 1023 bytes, and its format 1 to 15")]
     BackingName,
     /// Names that leave no room for the header in the first cluster.
     #[error("the header with its names does not fit in a cluster; use shorter names or larger clusters")]

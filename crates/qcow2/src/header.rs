@@ -16,6 +16,8 @@ pub const MAX_L1_SIZE: u64 = 32 << 20;
 pub const MAX_REFCOUNT_TABLE_SIZE: u64 = 8 << 20;
 /// Longest name of a backing file in bytes.
 pub const MAX_BACKING_NAME: u64 = 1023;
+/// Longest name of a backing file's format that QEMU opens, in bytes.
+pub(crate) const MAX_BACKING_FORMAT: u64 = 15;
 /// Most snapshots that QEMU opens.
 pub const MAX_SNAPSHOTS: u64 = 65536;
 
@@ -218,11 +220,15 @@ impl Header {
         if self.encryption == Some(Encryption::Luks) && self.extension(extension::FULL_DISK_ENCRYPTION).is_none() {
             return malformed("it has LUKS encryption but no LUKS header");
         }
-        if self.data_file_raw() && !self.has_data_file() {
-            return malformed("it calls the data file raw, but there is none");
-        }
         if self.extended_l2() && self.cluster_bits.bits() < MIN_EXTENDED_CLUSTER_BITS {
             return malformed("its clusters are too small for subclusters");
+        }
+        if let Some(format) = self.extension(extension::BACKING_FORMAT) {
+            let (place, value) = (Place::Extension(format.magic), format.data.len() as u64);
+            let allowed = 0..=MAX_BACKING_FORMAT;
+            if !allowed.contains(&value) {
+                return Err(Corruption::OutOfBounds { place, field: "length", value, allowed });
+            }
         }
         let max_clusters = MAX_REFCOUNT_TABLE_SIZE / self.cluster_bits.size();
         bounded("refcount_table_clusters", self.refcount_table_clusters.into(), 0..=max_clusters)?;
@@ -232,6 +238,13 @@ impl Header {
     }
 
     fn check_repairable(&self) -> Result<(), Corruption> {
+        if let Some(format) = self.extension(extension::BACKING_FORMAT) {
+            let (place, value) = (Place::Extension(format.magic), format.data.len() as u64);
+            let allowed = 0..=MAX_BACKING_FORMAT;
+            if !allowed.contains(&value) {
+                return Err(Corruption::OutOfBounds { place, field: "length", value, allowed });
+            }
+        }
         let max_clusters = MAX_REFCOUNT_TABLE_SIZE / self.cluster_bits.size();
         bounded("refcount_table_clusters", self.refcount_table_clusters.into(), 1..=max_clusters)?;
         self.check_l1(Place::L1Table)?;
@@ -456,6 +469,7 @@ fn backing_name(raw: &RawHeader, area: &[u8]) -> Result<(Option<String>, u64), C
     bounded("backing_file_offset", offset, 0..=area.len() as u64)?;
     bounded("backing_file_size", len, 0..=MAX_BACKING_NAME.min(area.len() as u64 - offset))?;
     let bytes = &area[in_memory(offset)..in_memory(offset + len)];
+    let bytes = bytes.split(|&byte| byte == 0).next().unwrap_or_default();
     let name = std::str::from_utf8(bytes)
         .map_err(|_| Corruption::Malformed { place: Place::BackingName, problem: "it is not UTF-8" })?;
     Ok(((!name.is_empty()).then(|| name.to_owned()), offset))

@@ -144,6 +144,10 @@ impl Layer {
         if let Some(encryption) = self.header.encryption {
             return Err(self.file.unsupported(format!("{} encryption", encryption.name().to_uppercase())));
         }
+        if self.header.data_file_raw() && !self.header.has_data_file() {
+            let problem = "it calls the data file raw, but there is none";
+            return Err(self.file.corrupt(Corruption::Malformed { place: Place::Header, problem }));
+        }
         self.data.as_ref().ok_or_else(|| Error::DataFileMissing { image: self.name().to_owned() })
     }
 

@@ -221,6 +221,7 @@ fn checked(entry: L2Entry, guest: GuestCluster, format: L2Format, host_end: u64)
 fn contradiction(entry: L2Entry, guest: GuestCluster, format: L2Format) -> Option<&'static str> {
     let cluster = entry.decode(format);
     match cluster {
+        Cluster::Zero { .. } if !format.zero_flag => Some("it has the zero flag, in version 2"),
         Cluster::Compressed { .. } if format.data_file => {
             Some("it is compressed, in an image with an external data file")
         }

@@ -109,7 +109,7 @@ fn scribble(folder: &Path, grain: usize, size: usize) {
     let mut commands = Vec::new();
     for (index, bytes) in noise(grain as u64, 300).chunks_exact(5).enumerate() {
         let place = usize::from(u16::from_be_bytes([bytes[0], bytes[1]]));
-        let (offset, len) = (place * grain / 3 % size & !511, (usize::from(bytes[2]) * grain / 40 + 512) & !511);
+        let (offset, len) = ((place * grain / 3 % size) & !511, (usize::from(bytes[2]) * grain / 40 + 512) & !511);
         let len = len.min(size - offset);
         commands.push(match bytes[3] % 5 {
             0 | 1 => format!("write -P {} {offset} {len}", index + 1),
@@ -226,6 +226,17 @@ fn a_snapshot_shows_its_own_disk() {
     qemu_img(path, "convert -l small -O raw image.qcow2 small.raw");
     assert!(read_all(&small.with_size(2 << 20)) == std::fs::read(path.join("small.raw")).unwrap());
     assert!(layer.at_snapshot(2).is_err());
+}
+
+#[test]
+fn zero_clusters_in_version_2_are_corrupt() {
+    let folder = tempfile::tempdir().unwrap();
+    qemu_img(folder.path(), "create -f qcow2 -o compat=0.10 image.qcow2 1M");
+    qemu_io(folder.path(), "image.qcow2", &["write 0 128k"]);
+    let mut bytes = std::fs::read(folder.path().join("image.qcow2")).unwrap();
+    bytes[0x4000f] |= 1;
+    let layer = Layer::open(Arc::new(memory(&bytes)), "image").unwrap();
+    assert!(matches!(read_error(&layer), Error::Corrupt { what: Corruption::Malformed { .. }, .. }));
 }
 
 #[test]
