@@ -11,8 +11,8 @@ use proptest::prelude::*;
 use qtk_block::{BlockRead, HostStorage};
 use qtk_qcow2::codec::{Compressor, decompress};
 use qtk_qcow2::{
-    Backing, ClusterBits, CompressionType, CreateOptions, GuestCluster, GuestOffset, ImageWriter, Layer, Mapping,
-    MappingKind, Preallocation, Version,
+    Backing, ClusterBits, CompressionType, CreateOptions, GuestCluster, GuestOffset, ImageWriter, Layer, MappingKind,
+    Preallocation, Version,
 };
 use support::{assert_clean, noise, open, qemu_img, qemu_read, storage, tool, used_clusters};
 
@@ -163,7 +163,7 @@ fn refcount_tables_move_as_by_qemu() {
 
 #[test]
 fn several_refcount_blocks_in_a_sparse_image() {
-    let runs: Vec<(u64, u64)> = (0..40).map(|index| (index * 60 << 20, 4 << 20)).collect();
+    let runs: Vec<(u64, u64)> = (0..40).map(|index| ((index * 60) << 20, 4 << 20)).collect();
     let options = CreateOptions { size: 3 << 30, refcount_bits: 64, ..CreateOptions::default() };
     assert_laid_out_as_by_qemu(options, "refcount_bits=64", &runs);
 }
