@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
 use qtk_block::BlockWrite;
-use qtk_qcow2::{BitmapRefusal, Error, NewBitmap, Transaction};
+use qtk_qcow2::{BitmapRefusal, Error, NewBitmap, Preallocation, Transaction};
 use serde_json::Value;
 use support::{assert_clean, open, qemu_img, qemu_io};
 
@@ -126,6 +126,7 @@ enum Operation {
     Write(Range<u64>),
     Zero(Range<u64>),
     QemuWrite(Range<u64>),
+    Resize(u64),
 }
 
 fn operations(size: u64) -> impl Strategy<Value = Vec<Operation>> {
@@ -139,6 +140,7 @@ fn operations(size: u64) -> impl Strategy<Value = Vec<Operation>> {
         3 => range.clone().prop_map(Operation::Write),
         1 => range.clone().prop_map(Operation::Zero),
         1 => range.prop_map(Operation::QemuWrite),
+        1 => (size / 1024..size / 256).prop_map(|sectors| Operation::Resize(sectors * 512)),
     ];
     proptest::collection::vec(operation, 3..14)
 }
@@ -147,6 +149,8 @@ fn play(images: &Images, operations: &[Operation]) {
     let (ours, folder) = (images.path("ours.qcow2"), images.folder.path());
     for (step, operation) in operations.iter().enumerate() {
         let names: Vec<String> = open(&ours).bitmaps().unwrap().into_iter().map(|bitmap| bitmap.name).collect();
+        let disk = open(&ours).header().size;
+        let on_disk = |range: &Range<u64>| range.start.min(disk - 1)..range.end.min(disk);
         let pick = |index: &usize| names.get(index % names.len().max(1)).map(String::as_str);
         match operation {
             Operation::Add { granularity, enabled } => {
@@ -178,15 +182,22 @@ fn play(images: &Images, operations: &[Operation]) {
                 change(&ours, |t| t.merge_bitmap(into, &t.bitmap_contents(from).unwrap()).unwrap());
             }
             Operation::Write(range) => {
+                let range = on_disk(range);
                 qemu_io(folder, "qemu.qcow2", &[&format!("write {} {}", range.start, range.end - range.start)]);
                 let bytes = vec![0xcd; usize::try_from(range.end - range.start).unwrap()];
                 change(&ours, |t| t.write_at(&bytes, range.start).unwrap());
             }
             Operation::Zero(range) => {
+                let range = on_disk(range);
                 qemu_io(folder, "qemu.qcow2", &[&format!("write -z {} {}", range.start, range.end - range.start)]);
-                change(&ours, |t| t.zero(range.clone()).unwrap());
+                change(&ours, |t| t.zero(range).unwrap());
+            }
+            Operation::Resize(size) => {
+                images.qemu(&format!("resize --shrink qemu.qcow2 {size}"));
+                change(&ours, |t| t.resize(*size, Preallocation::Off).unwrap());
             }
             Operation::QemuWrite(range) => {
+                let range = on_disk(range);
                 let write = format!("write {} {}", range.start, range.end - range.start);
                 qemu_io(folder, "qemu.qcow2", &[&write]);
                 qemu_io(folder, "ours.qcow2", &[&write]);

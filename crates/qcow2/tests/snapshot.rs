@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 use qtk_block::{Access, BlockRead, BlockWrite, RawFile};
-use qtk_qcow2::{Error, NewSnapshot, SnapshotRefusal, Transaction};
+use qtk_qcow2::{Error, NewSnapshot, Preallocation, SnapshotRefusal, Transaction};
 use serde_json::Value;
 use support::{assert_clean, mixed_disk, open, qemu_img, qemu_io, qemu_read, read_all};
 
@@ -175,7 +175,8 @@ fn play(pair: &Pair, size: u64, resizable: bool, operations: &[Operation]) {
             Operation::Resize(tenths) => {
                 if resizable || names.is_empty() {
                     let size = size / 10 * tenths / 512 * 512;
-                    pair.both(|image| drop(qemu_img(pair.path(), &format!("resize --shrink {image} {size}"))));
+                    qemu_img(pair.path(), &format!("resize --shrink qemu.qcow2 {size}"));
+                    pair.change(|t| t.resize(size, Preallocation::Off).unwrap());
                 }
             }
         }

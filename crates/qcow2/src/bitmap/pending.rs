@@ -153,10 +153,17 @@ impl State {
         Ok(contents)
     }
 
-    /// Brings the enabled bitmaps up to date and stores what has changed; then they are consistent.
-    pub(crate) fn write_bitmaps(&mut self) -> Result<(), Error> {
+    /// Brings the enabled bitmaps up to date and stores what has changed; then they are consistent. With `all`, stores the
+    /// others anew as well, as QEMU does whenever it has had an image open for writing, so that the file is laid out alike.
+    pub(crate) fn write_bitmaps(&mut self, all: bool) -> Result<(), Error> {
         self.record_dirty()?;
         self.resize_bitmaps()?;
+        if all {
+            for index in self.consistent_bitmaps(|_| true) {
+                let contents = self.take_contents(index)?;
+                self.set_contents(index, contents);
+            }
+        }
         if !self.bitmaps.changed {
             return Ok(());
         }

@@ -98,12 +98,13 @@ impl State {
         let place = Place::SnapshotL1Table(index as u64);
         let snapshot = &snapshots[index];
         let l1 = self.snapshot_l1(snapshot, place)?;
-        let layer = self.layer().with_l1(self.header().clone(), l1);
-        self.drop_tree(&layer)?;
-        self.release(place, snapshot.l1_table, u64::from(snapshot.l1_size) * 8)?;
+        // The new table comes first, as in QEMU: it does not take the place of what the snapshot gives up.
         let mut entries = self.snapshot_table()?;
         entries.remove(index);
         self.set_snapshot_table(entries, name)?;
+        let layer = self.layer().with_l1(self.header().clone(), l1);
+        self.drop_tree(&layer)?;
+        self.release(place, snapshot.l1_table, u64::from(snapshot.l1_size) * 8)?;
         self.refresh_copied()
     }
 

@@ -168,7 +168,7 @@ impl Transaction {
     }
 
     fn prepare(&self, state: &mut State, settle: bool) -> Result<Prepared, Error> {
-        state.write_bitmaps()?;
+        state.write_bitmaps(settle)?;
         let prepared = state.write_metadata(settle)?;
         if state.header().has_data_file() {
             state.layer.data_file()?.sync()?;
