@@ -25,6 +25,6 @@ macro_rules! cases {
     };
 }
 
-cases!(dd, bench;
-    waiting: options, create, info, check, map, compare, snapshot, resize, bitmap, amend, convert, measure, commit, rebase
+cases!(bench, dd, rebase;
+    waiting: options, create, info, check, map, compare, snapshot, resize, bitmap, amend, convert, measure, commit
 );

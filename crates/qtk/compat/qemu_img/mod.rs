@@ -22,6 +22,7 @@ mod new_qcow2;
 mod object;
 mod open;
 mod progress;
+mod rebase;
 mod resize;
 mod size;
 mod snapshot;
@@ -58,6 +59,7 @@ const COMMANDS: &[Command] = &[
     ("info", info::run),
     ("map", map::run),
     ("measure", measure::run),
+    ("rebase", rebase::run),
     ("resize", resize::run),
     ("snapshot", snapshot::run),
 ];

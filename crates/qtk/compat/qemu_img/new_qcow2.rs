@@ -50,6 +50,11 @@ const DRIVERS: &[&str] = &[
     "vvfat",
 ];
 
+/// Whether a header can name that driver.
+pub(crate) fn is_driver(name: &str) -> bool {
+    DRIVERS.contains(&name)
+}
+
 /// Clusters must be at least as large as this to be divided.
 const MIN_EXTENDED_CLUSTER: u64 = 16384;
 
@@ -103,7 +108,7 @@ fn version(values: &Values) -> Result<Version, Failure> {
 
 fn backing(values: &Values) -> Result<Option<Backing>, Failure> {
     let format = values.text("backing_fmt");
-    if let Some(format) = format.filter(|format| !DRIVERS.contains(format)) {
+    if let Some(format) = format.filter(|format| !is_driver(format)) {
         return Err(not_accepted("backing-fmt", format));
     }
     let backing = |name: &str| Backing { name: name.to_owned(), format: format.map(str::to_owned) };

@@ -51,6 +51,9 @@ pub(crate) fn qcow2(error: &qtk_qcow2::Error) -> String {
         Error::ImpossibleOptions { problem: OptionProblem::SizeTooLarge, .. } => {
             "The image size is too large for file format 'qcow2' (try using a larger cluster size)".to_owned()
         }
+        Error::NotWritable { obstacle: WriteObstacle::HeaderFull | WriteObstacle::HeaderOutOfReach, .. } => {
+            "No space left in the file header".to_owned()
+        }
         Error::NotWritable { obstacle: WriteObstacle::MarkedCorrupt, .. } => {
             "qcow2: Image is corrupt; cannot be opened read/write".to_owned()
         }
