@@ -4,7 +4,7 @@ use std::num::NonZeroU64;
 use std::process::ExitCode;
 
 use qtk_block::{Access, BlockRead};
-use qtk_image::{CommitOptions, commit};
+use qtk_image::{CommitOptions, NodeSpec, commit};
 
 use super::getopt::{Found, Options};
 use super::message::Failure;
@@ -54,9 +54,10 @@ impl Request {
     fn run(&self, name: &OsStr) -> Outcome {
         self.cache.as_deref().map_or(Ok(()), check_cache)?;
         // What cannot be opened is told before any progress.
-        let disk_size = self.image.open(name, Access::ReadWrite)?.size();
+        let spec = self.image.spec(name)?;
+        let disk_size = self.image.open_node(name, spec.clone(), Access::ReadWrite)?.size();
         let meter = Meter::begin(self.progress && !self.quiet);
-        let outcome = self.commit(name, disk_size, &meter);
+        let outcome = self.commit(&spec, disk_size, &meter);
         let done = outcome.is_ok();
         let code = meter.end(outcome);
         if done && !self.quiet {
@@ -65,8 +66,8 @@ impl Request {
         Ok(code)
     }
 
-    fn commit(&self, name: &OsStr, disk_size: u64, meter: &Meter) -> Outcome {
-        commit(&self.image.spec(name)?, &options(Access::ReadWrite), &self.commit, &meter.of(disk_size))?;
+    fn commit(&self, spec: &NodeSpec, disk_size: u64, meter: &Meter) -> Outcome {
+        commit(spec, &options(Access::ReadWrite), &self.commit, &meter.of(disk_size))?;
         meter.set(100.0);
         Ok(ExitCode::SUCCESS)
     }

@@ -55,7 +55,11 @@ impl ImageArguments {
 
     /// Opens an image and everything it lies on. For writing, an image that was not closed cleanly is repaired first.
     pub(crate) fn open(&self, name: &OsStr, access: Access) -> Result<Image, Failure> {
-        let spec = self.spec(name)?;
+        self.open_node(name, self.spec(name)?, access)
+    }
+
+    /// Opens the [node](Self::spec) that a name stands for.
+    pub(crate) fn open_node(&self, name: &OsStr, spec: NodeSpec, access: Access) -> Result<Image, Failure> {
         let image = open_spec(name, spec.clone(), self.share, access)?;
         if access == Access::ReadOnly {
             return Ok(image);
@@ -84,7 +88,12 @@ impl ImageArguments {
 
     /// Opens an image without what it lies on.
     pub(crate) fn open_alone(&self, name: &OsStr, access: Access) -> Result<ChainLayer, Failure> {
-        let spec = shared(self.spec(name)?, self.share);
+        self.open_node_alone(name, self.spec(name)?, access)
+    }
+
+    /// Opens the [node](Self::spec) that a name stands for without what it lies on.
+    pub(crate) fn open_node_alone(&self, name: &OsStr, spec: NodeSpec, access: Access) -> Result<ChainLayer, Failure> {
+        let spec = shared(spec, self.share);
         let open =
             || Image::open_node_alone(&spec, &options(access)).map_err(|error| could_not_open(name, error.into()));
         let layer = open()?;

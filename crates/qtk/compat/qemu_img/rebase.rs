@@ -71,10 +71,11 @@ impl Request {
         self.cache.as_deref().map_or(Ok(()), check_cache)?;
         self.source_cache.as_deref().map_or(Ok(()), check_source_cache)?;
         // What cannot be opened is told before anything about its bases.
+        let spec = self.image.spec(name)?;
         let (format, disk_size) = if self.header_only {
-            (self.image.open_layer(name, Access::ReadWrite)?.format(), 0)
+            (self.image.open_node_alone(name, spec.clone(), Access::ReadWrite)?.format(), 0)
         } else {
-            let image = self.image.open(name, Access::ReadWrite)?;
+            let image = self.image.open_node(name, spec.clone(), Access::ReadWrite)?;
             (image.format(), image.size())
         };
         if self.compress && format == Format::Raw {
@@ -84,7 +85,6 @@ impl Request {
             return Err(Failure::new(format!("Invalid format name: '{format}'")));
         }
         let options = RebaseOptions { base: self.base(), mode: self.mode(), compress: self.compress };
-        let spec = self.image.spec(name)?;
         let opening = open::options(Access::ReadWrite);
         rebase(&spec, &opening, &options, &meter.of(disk_size)).map_err(|error| self.explain(error, meter))?;
         meter.set(100.0);
