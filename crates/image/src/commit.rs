@@ -64,7 +64,7 @@ pub fn commit(
         None => {
             let transaction = begin_grown(base, image.size())?;
             work.copy_to(&transaction)?;
-            transaction.commit()?;
+            transaction.commit_settled()?;
         }
     }
     if options.keep_overlay || options.base.is_some() {

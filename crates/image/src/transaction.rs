@@ -46,8 +46,17 @@ impl Transaction {
     /// Makes the changes permanent: when this returns, they are on stable storage. Afterwards the transaction can only be
     /// read.
     pub fn commit(&self) -> Result<(), Error> {
+        self.finish(qtk_qcow2::Transaction::commit)
+    }
+
+    /// The same, and a qcow2 image's metadata is where writing in place would have left it.
+    pub(crate) fn commit_settled(&self) -> Result<(), Error> {
+        self.finish(qtk_qcow2::Transaction::commit_settled)
+    }
+
+    fn finish(&self, commit: fn(&qtk_qcow2::Transaction) -> Result<(), qtk_qcow2::Error>) -> Result<(), Error> {
         match &self.change {
-            Change::Qcow2(transaction) => Ok(transaction.commit()?),
+            Change::Qcow2(transaction) => Ok(commit(transaction)?),
             Change::Raw(log) => {
                 self.refuse_other_format(log)?;
                 log.commit()

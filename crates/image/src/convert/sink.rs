@@ -114,7 +114,7 @@ impl Sink {
             Output::Raw(file) => file.size(),
             Output::Qcow2 { writer, .. } => writer.finish()?,
             Output::Existing(transaction) => {
-                transaction.commit()?;
+                transaction.commit_settled()?;
                 0
             }
         };
