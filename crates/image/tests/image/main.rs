@@ -12,3 +12,4 @@ mod measure;
 mod names;
 mod open;
 mod random_chains;
+mod salvage;
