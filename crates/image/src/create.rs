@@ -152,7 +152,7 @@ pub(crate) fn write_first_block(path: &Path, file: &RawFile) -> Result<(), Error
 
 /// Extends a raw image to `size` and takes space for what is new.
 pub(crate) fn extend(path: &Path, file: &RawFile, size: u64, preallocation: Preallocation) -> Result<(), Error> {
-    const ZEROES: [u8; 1 << 20] = [0; 1 << 20];
+    static ZEROES: [u8; 1 << 20] = [0; 1 << 20];
     let old_size = file.size();
     match preallocation {
         Preallocation::Off => file.set_size(size).map_err(Error::io(path, "set its size")),
