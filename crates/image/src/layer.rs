@@ -4,7 +4,7 @@ use std::io;
 use std::ops::Range;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use qtk_block::{Access, BlockRead, ExtentKind, HostStorage, ImageLock, LockError, LockMode, RawFile, read_padded};
 use qtk_qcow2::{Header, HostOffset, Mapping, MappingKind};
@@ -26,6 +26,8 @@ pub struct ChainLayer {
     node: Node,
     content: Content,
     format_probed: bool,
+    /// Whether data may lie in holes of the file; found out when first asked.
+    hollow: OnceLock<bool>,
     /// Whether it is the log of an unfinished transaction, which no name leads to.
     is_log: bool,
     lock_mode: Option<LockMode>,
@@ -142,6 +144,7 @@ impl ChainLayer {
             node,
             content: Content::Raw,
             format_probed: false,
+            hollow: OnceLock::new(),
             is_log: false,
             lock_mode,
             _lock,
@@ -167,7 +170,17 @@ impl ChainLayer {
         };
         let node = Node::on("qcow2", storage.node.clone(), layer.size(), Vec::new());
         let content = Content::Qcow2(Arc::new(layer));
-        Ok(Self { storage, data, node, content, format_probed: false, is_log: false, lock_mode, _lock })
+        Ok(Self {
+            storage,
+            data,
+            node,
+            content,
+            format_probed: false,
+            hollow: OnceLock::new(),
+            is_log: false,
+            lock_mode,
+            _lock,
+        })
     }
 
     /// An open qcow2 file that nobody changes any more, such as the log of a finished transaction.
@@ -179,6 +192,7 @@ impl ChainLayer {
             data: None,
             content: Content::Qcow2(Arc::new(log)),
             format_probed: false,
+            hollow: OnceLock::new(),
             is_log: true,
             lock_mode: None,
             _lock: None,
@@ -323,6 +337,48 @@ impl ChainLayer {
                 Ok(Mapping { range: range.start..extent.range.end - start, kind })
             }
         }
+    }
+
+    /// The front of an unallocated run, and where the file keeps a place for it, if it does. Past the layer's end it does not.
+    pub(crate) fn reserved(&self, range: Range<u64>) -> Result<(Range<u64>, Option<HostOffset>), Error> {
+        let start = self.data_storage().part.start;
+        match self.qcow2() {
+            Some(qcow2) if range.start < qcow2.size() => {
+                let (front, host) = qcow2.reserved(range.start..range.end.min(qcow2.size()))?;
+                Ok((front, host.map(|host| HostOffset(host.0.saturating_add(start)))))
+            }
+            _ => Ok((range, None)),
+        }
+    }
+
+    /// Whether so many of a qcow2 file's clusters take no space that QEMU looks for holes in data, as after preallocating them.
+    fn is_hollow(&self) -> Result<bool, Error> {
+        let Some(qcow2) = self.qcow2() else { return Ok(false) };
+        let metadata = self.file().file().metadata().map_err(Error::io(self.path(), "look at it"))?;
+        let real = metadata.blocks() * 512 / qcow2.cluster_size();
+        let threshold = (real * 10 / 9).max(real + 2);
+        Ok(qcow2.used_clusters(threshold)? >= threshold)
+    }
+
+    /// The front of a piece of the [data file](Self::data_file), and whether that is a hole, where QEMU would tell.
+    pub(crate) fn hole(&self, host: Range<u64>) -> Result<(u64, bool), Error> {
+        let hollow = match self.hollow.get() {
+            Some(&hollow) => hollow,
+            None => {
+                let found = self.is_hollow()?;
+                *self.hollow.get_or_init(|| found)
+            }
+        };
+        let (file_end, end) = (self.data_file().size(), host.end);
+        if !hollow || host.start >= file_end {
+            return Ok((end, hollow));
+        }
+        let extent = self.data_file().extent(host.start..end.min(file_end));
+        let extent = extent.map_err(Error::io(self.path(), "find its holes"))?;
+        let is_hole = extent.kind != ExtentKind::Data;
+        // Past the file's end there is no more to tell.
+        let end = if is_hole && extent.range.end == file_end { end } else { extent.range.end };
+        Ok((end, is_hole))
     }
 
     /// Fills `buf` with the content of the run of a [mapping](Self::mapping) of this layer that begins at guest offset `at`.

@@ -4,7 +4,7 @@ use qtk_block::BlockRead;
 use qtk_qcow2::MappingKind;
 use serde_json::{Value, json};
 
-use crate::{Error, Image, Run};
+use crate::{ChainLayer, Error, Image, Run};
 
 /// One line of `qemu-img map --output=json`: a run of the disk that is stored in one way.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,7 +41,7 @@ impl MapEntry {
             depth: run.depth,
             present,
             zero,
-            data: !zero,
+            data: present && !zero,
             compressed: matches!(run.kind, MappingKind::Compressed { .. }),
             offset: offset.map(|offset| offset.0),
         }
@@ -82,10 +82,37 @@ pub fn map(image: &Image, range: Range<u64>) -> Result<Vec<MapEntry>, Error> {
     let end = range.end.min(image.size());
     let mut entries: Vec<MapEntry> = Vec::new();
     for run in image.runs(range.start.min(end)..end) {
-        let entry = MapEntry::new(&run?);
-        if !entries.last_mut().is_some_and(|last| last.join(&entry)) {
-            entries.push(entry);
+        let mut rest = run?;
+        while !rest.range.is_empty() {
+            let entry = first_entry(&image.layers()[rest.depth], &rest)?;
+            let length = entry.length;
+            if !entries.last_mut().is_some_and(|last| last.join(&entry)) {
+                entries.push(entry);
+            }
+            rest = Run {
+                range: rest.range.start + length..rest.range.end,
+                depth: rest.depth,
+                kind: rest.kind.skip(length),
+            };
         }
     }
     Ok(entries)
+}
+
+/// The front of a run as `qemu-img` sees it: it tells holes in data, and the places of what is not allocated.
+fn first_entry(layer: &ChainLayer, run: &Run) -> Result<MapEntry, Error> {
+    let Range { start, end } = run.range;
+    let mut entry = MapEntry::new(run);
+    match run.kind {
+        MappingKind::Data { host } if layer.qcow2().is_some() => {
+            let (host_end, is_hole) = layer.hole(host.0..host.0.saturating_add(end - start))?;
+            (entry.length, entry.zero) = (host_end - host.0, is_hole);
+        }
+        MappingKind::Unallocated => {
+            let (front, host) = layer.reserved(start..end)?;
+            (entry.length, entry.offset) = (front.end - front.start, host.map(|host| host.0));
+        }
+        _ => {}
+    }
+    Ok(entry)
 }

@@ -12,6 +12,7 @@ use crate::error::{Corruption, Error, Place};
 use crate::file::{ImageFile, words};
 use crate::header::Header;
 use crate::mapping::{self, L2Tables, Mapping, MappingKind, within_cluster};
+use crate::refcount;
 use crate::snapshot::{self, Snapshot};
 use crate::types::{CompressionType, GuestOffset, HostOffset, in_memory};
 
@@ -173,6 +174,17 @@ impl Layer {
     /// cluster. `range`, in guest bytes, must not be empty and must lie on the disk.
     pub fn mapping(&self, range: Range<u64>) -> Result<Mapping, Error> {
         mapping::find(self, range)
+    }
+
+    /// The front of a range that is [unallocated](crate::MappingKind::Unallocated), and where it would lie in the file if that has
+    /// a place for it: with extended L2 entries a cluster gets its place as a whole.
+    pub fn reserved(&self, range: Range<u64>) -> Result<(Range<u64>, Option<HostOffset>), Error> {
+        if self.header.extended_l2() { mapping::find_reserved(self, range) } else { Ok((range, None)) }
+    }
+
+    /// Clusters of the file that count as used; no more than `limit` are counted.
+    pub fn used_clusters(&self, limit: u64) -> Result<u64, Error> {
+        refcount::count_used(&self.file, &self.header, limit)
     }
 
     /// The internal snapshots, in the table's order.

@@ -184,6 +184,34 @@ fn extend(tables: &impl L2Tables, run: &mut Run) -> Result<bool, Error> {
     Ok(run.next == end)
 }
 
+/// The front of a run that is not allocated, and the place that it would have in clusters of which other parts are.
+pub(crate) fn find_reserved(
+    tables: &impl L2Tables,
+    range: Range<u64>,
+) -> Result<(Range<u64>, Option<HostOffset>), Error> {
+    let format = tables.header().l2_format();
+    let (bits, per_table) = (format.cluster_bits, format.entries());
+    let (first, end) = (range.start >> bits.bits(), bits.clusters_for(range.end));
+    let mut found: Option<Option<HostOffset>> = None;
+    let mut next = first;
+    while next < end {
+        let table = tables.l2_table(next / per_table)?;
+        let entry = table.and_then(|table| table.get(in_memory(next % per_table)));
+        let host = entry.and_then(|entry| match entry.decode(format) {
+            Cluster::Data { host } => Some(host),
+            _ => None,
+        });
+        let so_far = (next - first) << bits.bits();
+        let expected = *found.get_or_insert(host);
+        if expected.map(|start| start.plus(so_far)) != host {
+            break;
+        }
+        next = if table.is_some() { next + 1 } else { end.min((next / per_table + 1) * per_table) };
+    }
+    let host = found.flatten().map(|host| host.plus(bits.offset_within(range.start)));
+    Ok((range.start..range.end.min(next << bits.bits()), host))
+}
+
 /// What an entry says of its cluster, after a check that it makes sense and points into the file.
 fn checked(entry: L2Entry, guest: GuestCluster, format: L2Format, host_end: u64) -> Result<MappingKind, Corruption> {
     let bits = format.cluster_bits;

@@ -1,4 +1,33 @@
-use crate::types::{ClusterBits, in_memory};
+use crate::error::{Error, Place};
+use crate::file::ImageFile;
+use crate::header::Header;
+use crate::types::{ClusterBits, HostOffset, in_memory};
+
+/// Mask of the offset in a refcount table entry.
+const OFFSET: u64 = !0x1ff;
+
+/// Clusters within the file whose refcount is not zero; stops counting at `limit`.
+pub(crate) fn count_used(file: &ImageFile, header: &Header, limit: u64) -> Result<u64, Error> {
+    let bits = header.cluster_bits;
+    let width = RefcountWidth::new(header.refcount_order);
+    let end = bits.clusters_for(file.storage.size());
+    let entries = u64::from(header.refcount_table_clusters) * bits.words();
+    let table = file.read_table(Place::RefcountTable, header.refcount_table, entries)?;
+    let mut used = 0;
+    let mut block = vec![0; bits.buffer_len()];
+    for (index, entry) in (0..).zip(table) {
+        let first = index * width.per_block(bits);
+        if first >= end || used >= limit {
+            break;
+        }
+        if entry & OFFSET != 0 {
+            file.read_padded(&mut block, HostOffset(entry & OFFSET))?;
+            let counts = (0..width.per_block(bits).min(end - first)).map(|index| width.get(&block, index));
+            used += counts.filter(|&count| count > 0).count() as u64;
+        }
+    }
+    Ok(used.min(limit))
+}
 
 /// The width of an image's refcounts: a block is an array of big-endian numbers, or of bit fields from the lowest bit up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

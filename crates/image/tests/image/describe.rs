@@ -14,6 +14,11 @@ fn images() -> Folder {
         ("v2.qcow2", "compat=0.10"),
         ("lazy.qcow2", "lazy_refcounts=on,refcount_bits=64,cluster_size=4k"),
         ("zstd.qcow2", "compression_type=zstd,cluster_size=2M"),
+        ("subclusters.qcow2", "extended_l2=on,cluster_size=128k"),
+        ("places.qcow2", "preallocation=metadata"),
+        ("small-places.qcow2", "preallocation=metadata,cluster_size=512"),
+        ("parts.qcow2", "preallocation=metadata,extended_l2=on"),
+        ("space.qcow2", "preallocation=falloc"),
         ("data-file.qcow2", &*with_data_file("data-file.raw")),
         ("data-file-raw.qcow2", &*format!("{},data_file_raw=on", with_data_file("data-file-raw.raw"))),
     ] {
