@@ -225,7 +225,8 @@ impl Filler<'_> {
                     }
                 }
                 Content::Zero if self.shape.zeroes == Zeroes::Zero => {
-                    unit.add_zero(unit.offset(part.bytes.start)..unit.offset(part.bytes.end));
+                    let range = unit.offset(part.bytes.start)..unit.offset(part.bytes.end);
+                    unit.pieces.push(Piece::Zero { range });
                 }
                 Content::Zero | Content::Backing | Content::Copied(..) => {}
             }

@@ -134,11 +134,8 @@ impl State {
         }
         self.write_zeroes(start + part.start..start + whole.start)?;
         let found = mapping::find(self, start + whole.start..(start + whole.end).min(self.size()))?;
-        let reads_alike = match found.kind {
-            MappingKind::Unallocated => self.backing.is_none(),
-            kind => matches!(kind, MappingKind::Zero { .. }),
-        };
-        if !reads_alike || found.range.end < (start + whole.end).min(self.size()) {
+        let is_marked = matches!(found.kind, MappingKind::Zero { .. });
+        if !is_marked || found.range.end < (start + whole.end).min(self.size()) {
             let zeroed = grains(format, whole.clone());
             if let Some(entry) = self.table_mut(l1_index)?.entries.get_mut(index) {
                 *entry = entry.with_subclusters(zeroed, Subcluster::Zero);

@@ -1,10 +1,12 @@
 use std::ops::Range;
 
+use qtk_block::ExtentKind;
+
 use super::state::{Origin, State, slot};
 use crate::entry::L2Entry;
 use crate::error::{Action, Error};
 use crate::mapping::{self, L2Tables, MappingKind};
-use crate::types::{GuestCluster, HostCluster, HostOffset, Version, in_memory};
+use crate::types::{GuestCluster, GuestOffset, HostCluster, HostOffset, Version, in_memory};
 
 impl State {
     /// Writes as much from the front of `buf` as lies in clusters that may be written in place; returns how much.
@@ -147,6 +149,7 @@ impl State {
     pub(super) fn zero(&mut self, range: Range<u64>) -> Result<(), Error> {
         self.touch(range.clone());
         self.zero_raw_data(&range)?;
+        let range = self.widened(range)?;
         let whole = self.whole_clusters(&range);
         if whole.is_empty() {
             return self.zero_parts(range);
@@ -202,6 +205,52 @@ impl State {
             }
         }
         Ok(unused)
+    }
+
+    /// A range that is to be zero, with the rest of the clusters (or subclusters) at its ends where that is zero anyway: as in
+    /// QEMU, they are marked as a whole then.
+    fn widened(&self, range: Range<u64>) -> Result<Range<u64>, Error> {
+        let format = self.header().l2_format();
+        let grain = 1_u64 << format.grain_bits();
+        if !format.zero_flag || range.is_empty() {
+            return Ok(range);
+        }
+        let start = range.start / grain * grain;
+        let end = range.end.checked_next_multiple_of(grain).unwrap_or(u64::MAX).min(self.size());
+        let front = self.reads_as_zero(start..range.start)?;
+        let back = self.reads_as_zero(range.end..end)?;
+        if end - start <= grain && !(front && back) {
+            return Ok(range);
+        }
+        Ok(if front { start } else { range.start }..if back { end } else { range.end })
+    }
+
+    /// Whether a range is known to be zero without a look at its data.
+    fn reads_as_zero(&self, range: Range<u64>) -> Result<bool, Error> {
+        let mut at = range.start;
+        while at < range.end {
+            let run = mapping::find(self, at..range.end)?;
+            at = match (run.kind, &self.backing) {
+                (MappingKind::Zero { .. }, _) | (MappingKind::Unallocated, None) => run.range.end,
+                (MappingKind::Unallocated, Some(backing)) => {
+                    let stored = run.range.end.min(backing.size());
+                    if at >= stored {
+                        run.range.end
+                    } else {
+                        let extent = backing.extent(at..stored).map_err(|source| {
+                            let (image, len) = (self.layer.name().to_owned(), stored - at);
+                            Error::Backing { image, offset: GuestOffset(at), len, source }
+                        })?;
+                        if extent.kind == ExtentKind::Data {
+                            return Ok(false);
+                        }
+                        extent.range.end
+                    }
+                }
+                _ => return Ok(false),
+            };
+        }
+        Ok(true)
     }
 
     /// The clusters that lie in a range as far as they lie on the disk.
