@@ -108,7 +108,7 @@ impl Storage {
         match driver {
             Some("host_device") if !is_device && path.exists() => return Err(wrong_type("host_device").into()),
             Some("file") if is_device => return Err(wrong_type("file").into()),
-            _ if path.is_dir() => return Err(wrong_type("file").into()),
+            _ if access == Access::ReadOnly && path.is_dir() => return Err(wrong_type("file").into()),
             _ => {}
         }
         let file = RawFile::open(&path, access).map_err(Error::io(&path, action))?;

@@ -67,7 +67,9 @@ impl Request {
         let mut values = Values::new(AMEND_QCOW2.iter().copied());
         values.set_list(list).map_err(only_at_creation)?;
         meter.set(0.0);
-        let result = amendment(&values)
+        let current = image.layers().first().and_then(|layer| layer.qcow2()).map(|layer| layer.header());
+        let current = current.and_then(|header| Some((header.backing_name.clone()?, header.backing_format())));
+        let result = amendment(&values, current)
             .and_then(|amend| edit_open(&image, |transaction| Ok(transaction.amend(&amend)?)).map_err(in_words));
         meter.set(100.0);
         result.map(|()| ExitCode::SUCCESS)
@@ -95,9 +97,21 @@ fn only_at_creation(failure: Failure) -> Failure {
     }
 }
 
-fn amendment(values: &Values) -> Result<Amend, Failure> {
+/// `current` names the backing file and its format: QEMU takes no others, but those.
+fn amendment(values: &Values, current: Option<(String, Option<String>)>) -> Result<Amend, Failure> {
     let given = |name: &str| values.text(name).map(str::to_owned);
     let text = |name: &str| given(name).map(|text| Some(text).filter(|text| !text.is_empty()));
+    let (current_name, current_format) = current.unwrap_or_default();
+    let backing = Backing {
+        name: given("backing_file").unwrap_or(current_name),
+        format: given("backing_fmt").or(current_format),
+    };
+    // A size of zero is none.
+    let size = values.number("size").filter(|&size| size > 0);
+    if size.is_some_and(|size| !size.is_multiple_of(512)) {
+        return Err(Failure::new("The new size must be a multiple of 512"));
+    }
+    let names_backing = values.is_set("backing_file") || values.is_set("backing_fmt");
     let version = match values.text("compat") {
         None => None,
         Some("0.10" | "v2") => Some(Version::V2),
@@ -105,17 +119,16 @@ fn amendment(values: &Values) -> Result<Amend, Failure> {
         Some(other) => return Err(Failure::new(format!("Unknown compatibility level {other}"))),
     };
     if values.names().any(|name| name.starts_with("encrypt.")) {
-        return Err(Failure::new("Format driver 'qcow2' cannot change the encryption of an image that has none"));
+        return Err(Failure::new("Can't amend encryption options - encryption not present"));
     }
-    let backing = |name: Option<String>| name.map(|name| Backing { name, format: given("backing_fmt") });
     Ok(Amend {
         version,
         refcount_bits: values.number("refcount_bits").map(|bits| u32::try_from(bits).unwrap_or(u32::MAX)),
         lazy_refcounts: values.boolean("lazy_refcounts"),
         data_file: text("data_file"),
         data_file_raw: values.boolean("data_file_raw"),
-        backing: text("backing_file").map(backing),
-        size: values.number("size"),
+        backing: names_backing.then_some(Some(backing)),
+        size,
     })
 }
 
@@ -146,6 +159,11 @@ fn refused(refusal: &AmendRefusal) -> Failure {
         AmendRefusal::Backing => {
             return Failure::new("Cannot amend the backing file").hint("You can use 'qemu-img rebase' instead.");
         }
+        AmendRefusal::DowngradeFeatures(bits) => {
+            return Failure::new(format!("Cannot downgrade an image with incompatible features {bits:#x} set"));
+        }
+        AmendRefusal::DowngradeZstd => "Cannot downgrade an image with incompatible features 0x8 set",
+        AmendRefusal::DowngradeSnapshots => "Internal snapshots prevent downgrade of image",
         AmendRefusal::DowngradeDataFile => "Cannot downgrade an image with a data file",
         other => return Failure::new(other.to_string()),
     };

@@ -110,7 +110,7 @@ impl Request {
         match (result, current.or(self.actions.first())) {
             (Ok(()), _) => Ok(ExitCode::SUCCESS),
             (Err(error), Some(action)) => {
-                let failure = in_words(error, action);
+                let failure = in_words(error, action, bitmap);
                 Err(failure.prefix(format_args!("Operation {} on bitmap {bitmap} failed: ", action.name())))
             }
             (Err(error), None) => Err(error.into()),
@@ -154,12 +154,13 @@ fn contents(layer: &ChainLayer, bitmap: &str) -> Result<BitmapContents, Error> {
     Ok(layer.qcow2().ok_or_else(not_found)?.bitmap_contents(bitmap)?)
 }
 
-fn in_words(error: Error, action: &Action) -> Failure {
+fn in_words(error: Error, action: &Action, bitmap: &str) -> Failure {
     match error {
         Error::Qcow2(qtk_qcow2::Error::Bitmap { bitmap, refusal, .. }) => refused(&bitmap, &refusal),
         Error::NotQcow2 { .. } if matches!(action, Action::Add) => {
             Failure::new(format!("Can't store persistent bitmaps to {NODE}: Operation not supported"))
         }
+        Error::NotQcow2 { .. } => refused(bitmap, &BitmapRefusal::NotFound),
         other => other.into(),
     }
 }

@@ -7,7 +7,6 @@ use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use qtk_block::Access;
 use qtk_image::{ImageInfo, NodeSpec, node_info};
-use serde_json::Value;
 
 use super::getopt::Options;
 use super::json::{self, Output};

@@ -10,7 +10,7 @@ use super::getopt::Options;
 use super::message::Failure;
 use super::new_qcow2::preallocation_mode;
 use super::open::ImageArguments;
-use super::{NAME, Outcome, help, keyval, operands};
+use super::{NAME, Outcome, help, keyval, operands, words};
 
 const OPTIONS: &str = "f: h|help q object: image-opts preallocation: shrink";
 
@@ -74,6 +74,9 @@ fn in_words(error: Error) -> Failure {
             "{NAME}: warning: Shrinking an image will delete all data beyond the shrunken image's end. Before performing \
              such an operation, make sure there is no important data there."
         )),
+        Error::Io { action: "set its size" | "reserve space in it", source, .. } => {
+            Failure::new(format!("Could not resize file: {}", words::system(&source)))
+        }
         other => other.into(),
     }
 }

@@ -15,6 +15,9 @@ use super::{Outcome, help, operand};
 
 const OPTIONS: &str = "l a: c: d: h|help q U|force-share object: image-opts";
 
+/// `qemu-img` cuts longer names off, in bytes.
+const MAX_NAME: usize = 255;
+
 enum Action {
     List,
     Apply(String),
@@ -44,9 +47,11 @@ pub(crate) fn run(arguments: Vec<OsString>) -> Outcome {
         }
     }
     let name = operand(options, "Expecting one image file name")?;
-    match action.unwrap_or(Action::List) {
-        Action::List => list(&image, &name),
-        change => edit(&image, &name, &change),
+    match action {
+        // QEMU opens the image and does nothing.
+        None => image.open(&name, Access::ReadWrite).map(|_| ExitCode::SUCCESS),
+        Some(Action::List) => list(&image, &name),
+        Some(change) => edit(&image, &name, &change),
     }
 }
 
@@ -80,7 +85,11 @@ fn new_snapshot(name: &str) -> NewSnapshot {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     // The format's seconds wrap in 2106. QEMU keeps microseconds.
     let seconds = u32::try_from(now.as_secs() & u64::from(u32::MAX)).unwrap_or_default();
-    NewSnapshot { name: name.to_owned(), taken: (seconds, now.subsec_micros() * 1000), icount: Some(0) }
+    NewSnapshot {
+        name: name[..name.floor_char_boundary(MAX_NAME)].to_owned(),
+        taken: (seconds, now.subsec_micros() * 1000),
+        icount: Some(0),
+    }
 }
 
 impl Action {
@@ -97,9 +106,7 @@ impl Action {
             Self::Apply(name) => ("apply", name, refusal.and_then(apply_refusal)),
             Self::Create(name) if is_raw => ("create", name, Some("Operation not supported")),
             Self::Create(name) => ("create", name, refusal.and_then(create_refusal)),
-            Self::Delete(name) if is_raw || refusal == Some(SnapshotRefusal::NotFound) => {
-                ("delete", name, Some("snapshot not found"))
-            }
+            Self::Delete(name) if is_raw || refusal.is_some() => ("delete", name, Some("snapshot not found")),
             Self::Delete(name) => ("delete", name, None),
         };
         let failure = words.map_or_else(|| Failure::from(error), Failure::new);
@@ -111,6 +118,7 @@ fn apply_refusal(refusal: SnapshotRefusal) -> Option<&'static str> {
     match refusal {
         SnapshotRefusal::NotFound => Some("Failed to load snapshot: No such file or directory"),
         SnapshotRefusal::DataFile => Some("Failed to load snapshot: Operation not supported"),
+        SnapshotRefusal::Bitmaps => Some("Device has active dirty bitmaps"),
         _ => None,
     }
 }

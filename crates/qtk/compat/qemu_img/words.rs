@@ -28,6 +28,7 @@ pub(crate) fn image(error: &Error) -> String {
         Error::TargetInChain { path, .. } => {
             format!("Failed to get \"write\" lock\nIs another process using the image [{}]?", path.display())
         }
+        Error::UnalignedSize { .. } => "The new size must be a multiple of 512".to_owned(),
         Error::UnsupportedPreallocation { mode, .. } => format!("Unsupported preallocation mode: {mode}"),
         Error::NoBacking { .. } => "Image does not have a backing file".to_owned(),
         Error::NotInChain { image, wanted } => {
@@ -53,6 +54,10 @@ pub(crate) fn qcow2(error: &qtk_qcow2::Error) -> String {
         }
         Error::NotWritable { obstacle: WriteObstacle::HeaderFull | WriteObstacle::HeaderOutOfReach, .. } => {
             "No space left in the file header".to_owned()
+        }
+        Error::InvalidOption { option: "the size", .. } => "Failed to grow the L1 table: File too large".to_owned(),
+        Error::NotWritable { obstacle: WriteObstacle::SnapshotsInVersion2, .. } => {
+            "Can't resize a v2 image which has snapshots".to_owned()
         }
         Error::NotWritable { obstacle: WriteObstacle::MarkedCorrupt, .. } => {
             "qcow2: Image is corrupt; cannot be opened read/write".to_owned()
