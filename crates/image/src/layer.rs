@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
 use qtk_block::{Access, BlockRead, ExtentKind, HostStorage, ImageLock, LockError, LockMode, RawFile, read_padded};
-use qtk_qcow2::{Header, HostOffset, Mapping, MappingKind};
+use qtk_qcow2::{Finding, Header, HostOffset, Mapping, MappingKind};
 
 use crate::format::{Probe, probe};
 use crate::node::Node;
@@ -28,6 +28,7 @@ pub struct ChainLayer {
     format_probed: bool,
     /// Whether data may lie in holes of the file; found out when first asked.
     hollow: OnceLock<bool>,
+    repairs: Vec<Finding>,
     /// Whether it is the log of an unfinished transaction, which no name leads to.
     is_log: bool,
     lock_mode: Option<LockMode>,
@@ -41,6 +42,9 @@ pub(crate) type FileId = (u64, u64);
 pub(crate) fn file_id(path: &Path) -> Option<FileId> {
     path.metadata().ok().map(|metadata| (metadata.dev(), metadata.ino()))
 }
+
+/// Most findings that are kept of the repair of one image.
+const MAX_REPAIRS: usize = 1 << 16;
 
 /// An external data file, with the same locks as the image.
 #[derive(Debug)]
@@ -145,6 +149,7 @@ impl ChainLayer {
             content: Content::Raw,
             format_probed: false,
             hollow: OnceLock::new(),
+            repairs: Vec::new(),
             is_log: false,
             lock_mode,
             _lock,
@@ -164,10 +169,21 @@ impl ChainLayer {
         let metadata = open(None)?;
         known::take_qcow2_tuning(rest)?;
         let data = open_data_file(&storage.path, metadata.header(), rest, options)?;
-        let layer = match &data {
+        let mut layer = match &data {
             Some(data) => open(Some(data))?,
             None => metadata,
         };
+        let mut repairs = Vec::new();
+        if options.host.access == Access::ReadWrite && options.depth != Depth::Metadata && !options.damaged {
+            let mut note = |finding: &Finding| {
+                if repairs.len() < MAX_REPAIRS {
+                    repairs.push(finding.clone());
+                }
+            };
+            if qtk_qcow2::repair_dirty(&layer, &mut note)? {
+                layer = open(data.as_ref())?;
+            }
+        }
         let node = Node::on("qcow2", storage.node.clone(), layer.size(), Vec::new());
         let content = Content::Qcow2(Arc::new(layer));
         Ok(Self {
@@ -177,6 +193,7 @@ impl ChainLayer {
             content,
             format_probed: false,
             hollow: OnceLock::new(),
+            repairs,
             is_log: false,
             lock_mode,
             _lock,
@@ -193,6 +210,7 @@ impl ChainLayer {
             content: Content::Qcow2(Arc::new(log)),
             format_probed: false,
             hollow: OnceLock::new(),
+            repairs: Vec::new(),
             is_log: true,
             lock_mode: None,
             _lock: None,
@@ -293,6 +311,12 @@ impl ChainLayer {
         // Its own opening, as locks of one opening are taken and released together.
         let file = File::open(self.path()).map_err(Error::io(self.path(), "open it"))?;
         acquire(self.path(), &file, LockMode::Read).map(Some)
+    }
+
+    /// What was found and repaired when the image was opened for writing, because it had not been closed cleanly.
+    #[must_use]
+    pub fn repairs(&self) -> &[Finding] {
+        &self.repairs
     }
 
     /// Whether the format was guessed from the content.

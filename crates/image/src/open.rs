@@ -2,6 +2,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use qtk_block::Access;
+use qtk_qcow2::Finding;
 
 use crate::layer::{BackingSpec, Depth, LayerOptions};
 use crate::redo::{self, Leftover};
@@ -92,6 +93,13 @@ pub enum Warning {
         /// What it was taken for.
         format: Format,
     },
+    /// An image that was not closed cleanly was repaired before it is written.
+    Repaired {
+        /// The image.
+        image: PathBuf,
+        /// What was found, and what was done about it.
+        findings: Vec<Finding>,
+    },
 }
 
 impl fmt::Display for Warning {
@@ -103,6 +111,12 @@ impl fmt::Display for Warning {
                  `qemu-img rebase -u -b BASE -F {format}`",
                 image.display(),
                 backing.display()
+            ),
+            Self::Repaired { image, findings } => write!(
+                f,
+                "{}: it was not closed cleanly, and has been repaired ({} findings)",
+                image.display(),
+                findings.len()
             ),
         }
     }
@@ -162,6 +176,9 @@ pub(crate) fn open_chain(
         {
             let (image, backing) = (above.path().to_owned(), layer.path().to_owned());
             warnings.push(Warning::BackingFormatGuessed { image, backing, format: layer.format() });
+        }
+        if !layer.repairs().is_empty() {
+            warnings.push(Warning::Repaired { image: layer.path().to_owned(), findings: layer.repairs().to_vec() });
         }
         push(&mut layers, layer, access)?;
         depth += 1;

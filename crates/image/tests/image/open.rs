@@ -247,3 +247,27 @@ fn a_snapshot_shows_the_disk_as_it_was_in_todays_size() {
         assert!(matches!(open(name), Err(Error::SnapshotNotFound { .. })));
     }
 }
+
+#[test]
+fn an_image_that_was_not_closed_cleanly_is_repaired_before_it_is_written() {
+    let folder = Folder::new();
+    folder.qemu_img(&["create", "-q", "-f", "qcow2", "-o", "lazy_refcounts=on", "lazy", "4M"]);
+    folder.run("qemu-io", &["-c", "write -P 5 1M 1M", "-c", "abort", "lazy"]);
+    let path = folder.file("lazy");
+    let before = std::fs::read(&path).unwrap();
+    let read = Image::open(&path, &OpenOptions::default()).unwrap();
+    assert!(read.warnings().is_empty() && std::fs::read(&path).unwrap() == before);
+    drop(read);
+    let image = Image::open(&path, &OpenOptions::writable()).unwrap();
+    assert!(matches!(image.warnings(), [Warning::Repaired { findings, .. }] if !findings.is_empty()));
+    let transaction = image.begin().unwrap();
+    transaction.write_at(&[6; 1 << 20], 2 << 20).unwrap();
+    transaction.commit().unwrap();
+    drop(transaction);
+    folder.check("lazy");
+    let mut expected = vec![0; 4 << 20];
+    expected[1 << 20..2 << 20].fill(5);
+    expected[2 << 20..3 << 20].fill(6);
+    std::fs::write(folder.file("expected"), expected).unwrap();
+    folder.qemu_img(&["compare", "-f", "raw", "-F", "qcow2", "expected", "lazy"]);
+}
