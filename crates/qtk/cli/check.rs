@@ -1,21 +1,23 @@
 use std::io::{self, Write};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::bail;
 use clap::{Args, ValueEnum};
-use qtk_block::Access;
-use qtk_image::{Image, OpenOptions};
+use qtk_block::{Access, BlockRead};
+use qtk_image::{Image, OpenOptions, salvage};
 use qtk_qcow2::{CheckReport, Repair, RepairReport, repair};
 use serde_json::{Value, json};
 
 use super::arguments::ImageArguments;
 use super::text;
+use crate::progress::Bar;
 
 /// Look for damage in a qcow2 image, and repair it: references, refcounts, leaks
 #[derive(Args, Debug)]
 #[command(
     after_help = "Exit code 3 where anything was found and is still there. The files that back the image are not looked at.\n\
-    A repair happens whole, or the image stays as it was."
+    A repair happens whole, or the image stays as it was. A salvage changes nothing but its output."
 )]
 pub(crate) struct Check {
     #[command(flatten)]
@@ -24,6 +26,10 @@ pub(crate) struct Check {
     /// Repair what is found: only leaks, which cost space and harm nothing, or all that can be repaired
     #[arg(short, long, value_name = "WHAT")]
     repair: Option<RepairName>,
+
+    /// Copy what can be read of the disk, its backing files included, to a new qcow2 image, and list the ranges that are lost
+    #[arg(long, value_name = "OUT", conflicts_with = "repair")]
+    salvage: Option<PathBuf>,
 
     /// Print JSON, as `qemu-img check --output=json` does
     #[arg(long)]
@@ -47,8 +53,11 @@ impl From<RepairName> for Repair {
 
 impl Check {
     pub(crate) fn run(&self) -> anyhow::Result<ExitCode> {
+        if let Some(output) = &self.salvage {
+            return self.salvage(output);
+        }
         let access = if self.repair.is_some() { Access::ReadWrite } else { Access::ReadOnly };
-        let options = OpenOptions { access, ..self.image.access.for_reading() };
+        let options = OpenOptions { access, damaged: true, ..self.image.access.for_reading() };
         let layer = Image::open_layer(&self.image.image, &options)?;
         let name = self.image.image.display();
         let Some(qcow2) = layer.qcow2() else { bail!("{name}: raw images hold nothing that could be checked") };
@@ -63,6 +72,28 @@ impl Check {
             print(&report, repaired.as_ref(), &name.to_string())?;
         }
         Ok(if report.is_clean() { ExitCode::SUCCESS } else { ExitCode::from(3) })
+    }
+
+    /// The exit code is that of a check: something is lost, or all is there.
+    fn salvage(&self, output: &Path) -> anyhow::Result<ExitCode> {
+        let options = OpenOptions { damaged: true, ..self.image.access.for_reading() };
+        let image = Image::open(&self.image.image, &options)?;
+        let mut ranges = Vec::new();
+        let progress = Bar::new(image.size(), "Salvaging");
+        let found = salvage(&image, output, &mut |range| ranges.push(range), &progress)?;
+        drop(progress);
+        if self.json {
+            let lost: Vec<Value> =
+                ranges.iter().map(|range| json!({ "start": range.start, "length": range.end - range.start })).collect();
+            text::print_json(&json!({ "disk-size": found.disk_size, "lost-bytes": found.lost, "lost": lost }))?;
+        } else {
+            let mut out = io::stdout().lock();
+            for range in &ranges {
+                writeln!(out, "lost: {} bytes at {:#x}", range.end - range.start, range.start)?;
+            }
+            writeln!(out, "{}: {} of {} bytes are lost", output.display(), found.lost, found.disk_size)?;
+        }
+        Ok(if found.lost == 0 { ExitCode::SUCCESS } else { ExitCode::from(3) })
     }
 }
 

@@ -73,6 +73,9 @@ impl Request {
             Output::Human if self.quiet => {}
             Output::Human => found.print()?,
         }
+        if found.report.check_errors > 0 {
+            message::error("Check failed");
+        }
         Ok(found.exit_code())
     }
 
