@@ -217,15 +217,13 @@ impl Mapper {
     }
 
     fn mark(&mut self, range: Range<u64>, state: Subcluster) -> Result<(), Error> {
-        let (bits, grain) = (self.options.cluster_bits, self.format.grain_bits());
+        let bits = self.options.cluster_bits;
         let mut at = range.start;
         while at < range.end {
             let guest = at >> bits.bits();
             self.enter(guest)?;
             let end = range.end.min((guest + 1) << bits.bits());
-            let within = |offset: u64| (offset - (guest << bits.bits())).div_ceil(1 << grain);
-            let first = bits.offset_within(at) >> grain;
-            let subclusters = u32::try_from(first).unwrap_or_default()..u32::try_from(within(end)).unwrap_or_default();
+            let subclusters = self.subclusters(at..end, state);
             let index = self.index_in_table(guest);
             let entry = &mut self.l2.entries[index];
             if self.format.extended {
@@ -237,6 +235,17 @@ impl Mapper {
             at = end;
         }
         Ok(())
+    }
+
+    /// The subclusters of a range within one cluster.
+    fn subclusters(&self, range: Range<u64>, state: Subcluster) -> Range<u32> {
+        let (bits, grain) = (self.options.cluster_bits, self.format.grain_bits());
+        let start = bits.offset_within(range.start);
+        // Zeroes from a cluster's start to the disk's end are zeroes to the cluster's end.
+        let whole = start == 0 && range.end == self.options.size && state == Subcluster::Zero;
+        let end = if whole { bits.size() } else { start + (range.end - range.start) };
+        let index = |grains: u64| u32::try_from(grains).unwrap_or(L2Format::SUBCLUSTERS);
+        index(start >> grain)..index(end.div_ceil(1 << grain))
     }
 
     /// Maps a compressed cluster of `len` bytes, whose first `shared` ones may be the last ones stored; returns where it

@@ -27,6 +27,8 @@ pub struct ImageWriter {
     mapper: Mapper,
     /// The external data file, if guest data goes there.
     data: Option<Batch>,
+    /// Where the last piece in the data file ends, with what fills up its cluster or subcluster.
+    data_end: u64,
     /// Where the last compressed stream lies; the next one may share its end.
     packed: Range<u64>,
     /// End of the last piece on the guest's disk.
@@ -52,7 +54,7 @@ impl ImageWriter {
             return Err(Error::DataFileMissing { image: file.name.to_string() });
         }
         let data = data.map(|storage| Batch::new(ImageFile { storage, ..file.clone() }));
-        let mut writer = Self { mapper: Mapper::new(file, options)?, data, packed: 0..0, next: 0 };
+        let mut writer = Self { mapper: Mapper::new(file, options)?, data, data_end: 0, packed: 0..0, next: 0 };
         writer.preallocate()?;
         Ok(writer)
     }
@@ -100,12 +102,15 @@ impl ImageWriter {
             self.mapper.mark_data(part.clone())?;
             let bytes = &bytes[in_memory(at - offset.0)..in_memory(part.end - offset.0)];
             let host = host.plus(bits.offset_within(at));
+            let end = (host.0 + bytes.len() as u64).next_multiple_of(1 << self.mapper.format.grain_bits());
             match &mut self.data {
-                Some(data) => data.put(host, bytes)?,
+                Some(data) => {
+                    data.put(host, bytes)?;
+                    self.data_end = end;
+                }
                 None => {
                     self.mapper.image.put(host, bytes)?;
-                    let grain = 1 << self.mapper.format.grain_bits();
-                    self.mapper.reach((host.0 + bytes.len() as u64).next_multiple_of(grain));
+                    self.mapper.reach(end);
                 }
             }
             at = part.end;
@@ -172,6 +177,7 @@ impl ImageWriter {
     pub fn finish(mut self) -> Result<u64, Error> {
         if let Some(data) = &mut self.data {
             data.flush()?;
+            data.file.set_size(self.data_end.max(data.file.storage.size()))?;
         }
         self.mapper.finish()
     }
