@@ -252,6 +252,9 @@ fn what_cannot_be_said_is_refused() {
     let raw = Amend { data_file_raw: Some(true), ..Amend::default() };
     assert_eq!(wide.assert_refused("data_file_raw=on", &raw), AmendRefusal::DataFileRaw);
 
+    let size = Amend { size: Some(513), ..Amend::default() };
+    assert_eq!(wide.assert_refused("size=513", &size), AmendRefusal::UnalignedSize(513));
+
     let resized = Pair::new("", "1M").prepare(&["snapshot -c a ours.qcow2", "resize ours.qcow2 2M"]);
     assert_eq!(resized.assert_refused("compat=0.10", &version(Version::V2)), AmendRefusal::DowngradeSnapshots);
 

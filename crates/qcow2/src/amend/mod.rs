@@ -26,7 +26,7 @@ pub struct Amend {
     pub data_file_raw: Option<bool>,
     /// The backing file that the image is thought to have; [`Transaction::set_backing`] changes it.
     pub backing: Option<Option<Backing>>,
-    /// Size of the guest's disk in bytes.
+    /// Size of the guest's disk in bytes, in whole sectors of 512.
     pub size: Option<u64>,
 }
 
@@ -65,6 +65,9 @@ pub enum AmendRefusal {
     /// The backing file is not the one that was named.
     #[error("the backing file cannot be amended; rebase the image instead")]
     Backing,
+    /// QEMU counts disks in sectors.
+    #[error("the size of the disk must be a multiple of 512, not {0}")]
+    UnalignedSize(u64),
     /// Version 2 has no data files.
     #[error("an image with an external data file cannot become one of version 2")]
     DowngradeDataFile,
@@ -138,6 +141,8 @@ impl State {
             Some(AmendRefusal::Backing)
         } else if version < Version::V3 && lazy {
             Some(AmendRefusal::Version2LazyRefcounts)
+        } else if let Some(size) = amend.size.filter(|size| !size.is_multiple_of(512)) {
+            Some(AmendRefusal::UnalignedSize(size))
         } else {
             None
         }

@@ -162,8 +162,11 @@ fn refused(refusal: &AmendRefusal) -> Failure {
         AmendRefusal::DowngradeFeatures(bits) => {
             return Failure::new(format!("Cannot downgrade an image with incompatible features {bits:#x} set"));
         }
-        AmendRefusal::DowngradeZstd => "Cannot downgrade an image with incompatible features 0x8 set",
+        AmendRefusal::DowngradeZstd => {
+            "Cannot downgrade an image with zstd compression type and existing compressed clusters"
+        }
         AmendRefusal::DowngradeSnapshots => "Internal snapshots prevent downgrade of image",
+        AmendRefusal::UnalignedSize(_) => "The new size must be a multiple of 512",
         AmendRefusal::DowngradeDataFile => "Cannot downgrade an image with a data file",
         other => return Failure::new(other.to_string()),
     };
