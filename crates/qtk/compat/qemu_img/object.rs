@@ -1,12 +1,14 @@
 //! `--object`: what QEMU would make for the command to refer to.
 
+use serde_json::{Map, Value};
+
 use super::keyval;
 use super::message::Failure;
 
 /// Checks the definition of an object. Of a secret nothing is kept, as no encrypted data is read; other objects are of no
 /// use to a command that works on files.
 pub(crate) fn define(definition: &str) -> Result<(), Failure> {
-    let properties = keyval::pairs(definition, Some("qom-type"));
+    let properties = properties(definition)?;
     let property = |name: &str| properties.iter().rev().find(|(key, _)| key == name).map(|(_, value)| value.as_str());
     let kind = property("qom-type").ok_or_else(|| missing("qom-type"))?;
     if !matches!(
@@ -30,6 +32,17 @@ pub(crate) fn define(definition: &str) -> Result<(), Failure> {
         }
     }
     Ok(())
+}
+
+/// The properties that a list of options or a JSON object sets.
+fn properties(definition: &str) -> Result<Vec<(String, String)>, Failure> {
+    if !definition.starts_with('{') {
+        return Ok(keyval::pairs(definition, Some("qom-type")));
+    }
+    let object: Map<String, Value> =
+        serde_json::from_str(definition).map_err(|_| Failure::new("JSON parse error, invalid object"))?;
+    let text = |value: Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+    Ok(object.into_iter().map(|(key, value)| (key, text(value))).collect())
 }
 
 fn missing(name: &str) -> Failure {

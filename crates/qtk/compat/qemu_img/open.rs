@@ -47,6 +47,9 @@ impl ImageArguments {
         } else {
             NodeSpec::from_filename(name).map_err(|error| could_not_open(name, error.into()))?
         };
+        if spec.get("backing").and_then(OptionValue::as_text) == Some("") {
+            message::warn("Use of \"backing\": \"\" is deprecated; use \"backing\": null instead");
+        }
         Ok(match &self.format {
             Some(format) => spec.with_driver(format),
             None => spec,
