@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use qtk_block::{Access, BlockRead};
-use qtk_image::{Format, Image, NewImage, create_image, open_base};
+use qtk_image::{Format, Image, NewImage, OpenOptions, create_image, open_base};
 
 use super::getopt::Options;
 use super::keyval::{self, Values};
@@ -127,7 +127,9 @@ impl Request {
         if self.unsafe_base {
             return if format.is_some() { Ok(None) } else { Err(unnamed()) };
         }
-        let image = open_base(path, Path::new(base), format, &open::options(Access::ReadOnly));
+        // Only its size and format are looked at, so that others may go on writing it.
+        let options = OpenOptions { share: true, ..open::options(Access::ReadOnly) };
+        let image = open_base(path, Path::new(base), format, &options);
         let image = image.map_err(|error| Failure::from(beneath(error)).hint("Could not open backing image."))?;
         match format {
             Some(_) => Ok(Some(image)),

@@ -11,7 +11,7 @@ use qtk_image::{ImageInfo, NodeSpec, node_info};
 use super::getopt::Options;
 use super::json::{self, Output};
 use super::message::Failure;
-use super::open::{self, ImageArguments, could_not_open, shared};
+use super::open::{ImageArguments, could_not_open};
 use super::{Outcome, help, operand};
 
 const OPTIONS: &str = "h|help f|format: U|force-share output: backing-chain object: image-opts";
@@ -40,7 +40,7 @@ pub(crate) fn run(arguments: Vec<OsString>) -> Outcome {
 
 /// The image, and if asked for everything it lies on.
 fn infos(image: &ImageArguments, name: OsString, chain: bool) -> Result<Vec<ImageInfo>, Failure> {
-    let mut infos = vec![look(&name, image.spec(&name)?, image.share)?];
+    let mut infos = vec![look(image, &name, &image.spec(&name)?)?];
     let mut names = HashSet::from([name]);
     while chain && let Some((name, spec)) = infos.last().and_then(ImageInfo::beneath) {
         let name = OsString::from(name);
@@ -48,13 +48,13 @@ fn infos(image: &ImageArguments, name: OsString, chain: bool) -> Result<Vec<Imag
         if !names.insert(name.clone()) {
             return Err(Failure::new(format!("Backing file '{}' creates an infinite loop.", name.display())));
         }
-        infos.push(look(&name, spec, image.share)?);
+        infos.push(look(image, &name, &spec)?);
     }
     Ok(infos)
 }
 
-fn look(name: &OsStr, spec: NodeSpec, share: bool) -> Result<ImageInfo, Failure> {
-    let info = node_info(&shared(spec, share), &open::options(Access::ReadOnly));
+fn look(image: &ImageArguments, name: &OsStr, spec: &NodeSpec) -> Result<ImageInfo, Failure> {
+    let info = node_info(spec, &image.opening(name, Access::ReadOnly)?);
     info.map_err(|error| could_not_open(name, error.into()))
 }
 

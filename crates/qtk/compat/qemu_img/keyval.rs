@@ -162,11 +162,6 @@ impl Values {
         Ok(())
     }
 
-    /// Forgets a parameter.
-    pub(crate) fn unset(&mut self, name: &str) {
-        self.set.retain(|(set, _)| *set != name);
-    }
-
     fn get(&self, name: &str) -> Option<&Value> {
         self.set.iter().rev().find(|(set, _)| *set == name).map(|(_, value)| value)
     }

@@ -71,16 +71,19 @@ pub(crate) fn run(command_line: Vec<OsString>) -> ExitCode {
 
 fn dispatch(command_line: Vec<OsString>) -> Outcome {
     let mut options = Options::in_front(command_line, "h|help V|version T|trace:");
+    let mut traces = false;
     while let Some(found) = options.next()? {
         match found.name {
             "h" => return help::print(),
             "V" => return help::print_version(),
             // Nothing here can be traced; the patterns of events that may be asked for match none.
-            _ => {}
+            _ => traces = true,
         }
     }
     let arguments = options.operands();
-    let Some(name) = arguments.first() else { return Err(Failure::usage("Not enough arguments")) };
+    let Some(name) = arguments.first() else {
+        return if traces { Ok(ExitCode::SUCCESS) } else { Err(Failure::usage("Not enough arguments")) };
+    };
     match COMMANDS.iter().find(|(command, _)| name == command) {
         Some((_, command)) => command(arguments),
         None => Err(Failure::usage(format!("Command not found: {}", name.display()))),

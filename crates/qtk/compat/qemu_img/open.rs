@@ -63,7 +63,7 @@ impl ImageArguments {
 
     /// Opens the [node](Self::spec) that a name stands for.
     pub(crate) fn open_node(&self, name: &OsStr, spec: NodeSpec, access: Access) -> Result<Image, Failure> {
-        let image = open_spec(name, spec.clone(), self.share, access)?;
+        let image = self.open_once(name, &spec, access)?;
         if access == Access::ReadOnly {
             return Ok(image);
         }
@@ -75,13 +75,27 @@ impl ImageArguments {
             return Ok(image);
         }
         drop(image);
-        open_spec(name, spec, self.share, access)
+        self.open_once(name, &spec, access)
+    }
+
+    fn open_once(&self, name: &OsStr, spec: &NodeSpec, access: Access) -> Result<Image, Failure> {
+        let image = Image::open_node(spec, &self.opening(name, access)?).map_err(Failure::from);
+        image.and_then(readable).map_err(|failure| could_not_open(name, failure))
+    }
+
+    /// How the image and what it lies on is opened. Only what is read can be shared.
+    pub(crate) fn opening(&self, name: &OsStr, access: Access) -> Result<OpenOptions, Failure> {
+        if self.share && access == Access::ReadWrite {
+            let problem = Failure::new("force-share=on can only be used with read-only images");
+            return Err(could_not_open(name, problem));
+        }
+        Ok(OpenOptions { share: self.share, ..options(access) })
     }
 
     /// As [`open`](Self::open), but the image may be damaged.
     pub(crate) fn open_damaged(&self, name: &OsStr, access: Access) -> Result<Image, Failure> {
-        let options = OpenOptions { damaged: true, ..options(access) };
-        let image = Image::open_node(&shared(self.spec(name)?, self.share), &options).map_err(Failure::from);
+        let options = OpenOptions { damaged: true, ..self.opening(name, access)? };
+        let image = Image::open_node(&self.spec(name)?, &options).map_err(Failure::from);
         let image = image.and_then(readable).map_err(|failure| could_not_open(name, failure))?;
         if access == Access::ReadWrite {
             image.layers().iter().take(1).for_each(|layer| warn_of_guess(name, layer));
@@ -96,9 +110,8 @@ impl ImageArguments {
 
     /// Opens the [node](Self::spec) that a name stands for without what it lies on.
     pub(crate) fn open_node_alone(&self, name: &OsStr, spec: NodeSpec, access: Access) -> Result<ChainLayer, Failure> {
-        let spec = shared(spec, self.share);
-        let open =
-            || Image::open_node_alone(&spec, &options(access)).map_err(|error| could_not_open(name, error.into()));
+        let options = self.opening(name, access)?;
+        let open = || Image::open_node_alone(&spec, &options).map_err(|error| could_not_open(name, error.into()));
         let layer = open()?;
         if access == Access::ReadOnly || !prepare(name, &layer)? {
             return Ok(layer);
@@ -123,12 +136,6 @@ fn prepare(name: &OsStr, layer: &ChainLayer) -> Result<bool, Failure> {
     .map_err(|error| could_not_open(name, Failure::from(error).prefix("Could not repair dirty image: ")))
 }
 
-/// Opens a node and everything it lies on.
-pub(crate) fn open_spec(name: &OsStr, spec: NodeSpec, share: bool, access: Access) -> Result<Image, Failure> {
-    let image = Image::open_node(&shared(spec, share), &options(access)).map_err(Failure::from);
-    image.and_then(readable).map_err(|failure| could_not_open(name, failure))
-}
-
 /// Fails for an image that only a passphrase would make readable.
 fn readable(image: Image) -> Result<Image, Failure> {
     let encrypted = |layer: &ChainLayer| layer.qcow2().is_some_and(|layer| layer.header().encryption.is_some());
@@ -137,11 +144,6 @@ fn readable(image: Image) -> Result<Image, Failure> {
         Some(depth) => Err(Failure::new("Parameter 'encrypt.key-secret' is required for cipher")
             .prefix("Could not open backing file: ".repeat(depth))),
     }
-}
-
-/// As an option of the node, as QEMU then checks that it is only read.
-pub(crate) fn shared(spec: NodeSpec, share: bool) -> NodeSpec {
-    if share { spec.with("force-share", OptionValue::Bool(true)) } else { spec }
 }
 
 /// Names of backing files may be `json:` descriptions, as in QEMU.

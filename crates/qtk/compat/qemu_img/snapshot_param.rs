@@ -7,7 +7,7 @@ use qtk_image::{Error, Image, OpenOptions, SnapshotName};
 
 use super::keyval::{Kind, Parameter, Values};
 use super::message::Failure;
-use super::open::{ImageArguments, could_not_open, options, shared};
+use super::open::{ImageArguments, could_not_open};
 
 const ID: &str = "snapshot.id";
 const NAME: &str = "snapshot.name";
@@ -34,9 +34,8 @@ pub(crate) fn open(
     snapshot: Option<&SnapshotName>,
 ) -> Result<Image, Failure> {
     let Some(snapshot) = snapshot else { return arguments.open(name, Access::ReadOnly) };
-    let spec = shared(arguments.spec(name)?, arguments.share);
-    let options = OpenOptions { snapshot: Some(snapshot.clone()), ..options(Access::ReadOnly) };
-    Image::open_node(&spec, &options).map_err(|error| match error {
+    let options = OpenOptions { snapshot: Some(snapshot.clone()), ..arguments.opening(name, Access::ReadOnly)? };
+    Image::open_node(&arguments.spec(name)?, &options).map_err(|error| match error {
         Error::NoSnapshots { format, .. } => Failure::new(format!(
             "Failed to load snapshot: Block format '{format}' used by device '' does not support temporarily loading \
              internal snapshots"
