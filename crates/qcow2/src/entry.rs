@@ -8,7 +8,8 @@ pub(crate) const COPIED: u64 = 1 << 63;
 const COMPRESSED: u64 = 1 << 62;
 pub(crate) const ZERO: u64 = 1;
 const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
-const SECTOR: u64 = 512;
+/// What lengths of compressed clusters count.
+pub(crate) const SECTOR: u64 = 512;
 
 /// An entry of an L1 table (specification, "L1 table entry").
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

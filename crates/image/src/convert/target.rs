@@ -172,7 +172,10 @@ impl NewTarget<'_> {
         };
         let data = data.map(|data| data as Arc<dyn HostStorage>);
         let compressible = data.is_none();
-        let writer = ImageWriter::new_with(storage, data, &self.path.to_string_lossy(), create)?;
+        let mut writer = ImageWriter::new_with(storage, data, &self.path.to_string_lossy(), create)?;
+        if packing.is_some() {
+            writer.end_with_a_sector();
+        }
         Ok((Sink::qcow2(self.path, writer, compressible || packing.is_none()), shape))
     }
 }

@@ -3,7 +3,7 @@ use std::ops::{Range, RangeInclusive};
 use super::batch::Batch;
 use crate::allocator::Allocator;
 use crate::create::CreateOptions;
-use crate::entry::{Cluster, L1Entry, L2Entry, L2Format, Subcluster};
+use crate::entry::{Cluster, L1Entry, L2Entry, L2Format, SECTOR, Subcluster};
 use crate::error::{Error, OptionProblem, Place};
 use crate::file::{ImageFile, table_bytes};
 use crate::refcount::RefcountWidth;
@@ -24,6 +24,8 @@ pub(super) struct Mapper {
     l2: L2Table,
     /// Where guest data and L2 tables end in the file, in bytes.
     end: u64,
+    /// Whether the file is to end with a whole sector.
+    pub(super) whole_sectors: bool,
 }
 
 /// The L2 table that is being filled, if it has a place yet.
@@ -43,7 +45,17 @@ impl Mapper {
         let l1_clusters = bits.clusters_for(l1.len() as u64 * 8);
         let l1_table = if l1.is_empty() { HostOffset(0) } else { allocator.allocate(l1_clusters)? };
         let l2 = L2Table { index: 0, place: None, entries: empty_table(format) };
-        let mapper = Self { options, format, image: Batch::new(file), allocator, l1_table, l1, l2, end: 0 };
+        let mapper = Self {
+            options,
+            format,
+            image: Batch::new(file),
+            allocator,
+            l1_table,
+            l1,
+            l2,
+            end: 0,
+            whole_sectors: false,
+        };
         // Before anything is written.
         mapper.header()?;
         Ok(mapper)
@@ -258,7 +270,7 @@ impl Mapper {
         self.enter(guest.0)?;
         let (host, shared) = self.allocator.pack(len, shared)?;
         let bits = self.options.cluster_bits;
-        self.reach((host.0 + len).next_multiple_of(512));
+        self.reach((host.0 + len).next_multiple_of(SECTOR));
         let entry = L2Entry::compressed(host, len, bits);
         let entry = entry.ok_or_else(|| self.invalid("length of a compressed cluster", len, 1..=bits.size()))?;
         match std::mem::replace(&mut self.l2.entries[index], entry) {
@@ -277,7 +289,7 @@ impl Mapper {
         }
         self.image.flush()?;
         let file = &self.image.file;
-        let size = self.file_size();
+        let size = self.file_size().next_multiple_of(if self.whole_sectors { SECTOR } else { 1 });
         file.set_size(size)?;
         file.write(&self.header()?, HostOffset(0))?;
         Ok(size)

@@ -173,6 +173,11 @@ impl ImageWriter {
         self.mapper.image.put(host.plus(shared), &bytes[in_memory(shared)..])
     }
 
+    /// Ends the file with a whole sector, as QEMU does whenever it was to compress.
+    pub fn end_with_a_sector(&mut self) {
+        self.mapper.whole_sectors = true;
+    }
+
     /// Writes the remaining metadata and last the header, and returns the file's size. The file is not synced.
     pub fn finish(mut self) -> Result<u64, Error> {
         if let Some(data) = &mut self.data {
