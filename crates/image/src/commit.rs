@@ -8,7 +8,7 @@ use qtk_block::{Access, BlockRead, BlockWrite, ExtentKind, HostStorage, Progress
 use qtk_qcow2::MappingKind;
 
 use crate::chain::in_memory;
-use crate::status::Statuses;
+use crate::status::{Status, Statuses};
 use crate::{
     Chain, ChainLayer, Error, Format, Image, NodeSpec, OpenOptions, RateLimit, Run, Transaction, edit, name, open,
 };
@@ -167,10 +167,10 @@ impl Work<'_> {
         let mut runs = Statuses::new(self.image.chain(), range.clone());
         let mut buf = Vec::new();
         let mut at = range.start;
-        while let Some(run) = runs.next() {
-            let Run { range: found, kind, .. } = run?;
+        while let Some(status) = runs.next() {
+            let Status { run: Run { range: found, kind, .. }, is_hole, .. } = status?;
             let whole = (found.end - at) / self.grain * self.grain;
-            let is_zero = kind.extent_kind() != ExtentKind::Data && whole > 0;
+            let is_zero = (is_hole || kind.extent_kind() != ExtentKind::Data) && whole > 0;
             let len = if is_zero { whole } else { whole.clamp(self.grain, STEP).min(range.end - at) };
             let write_error = |source| Error::Write { path: self.image.path().to_owned(), offset: at, source };
             if is_zero {

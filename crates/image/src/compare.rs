@@ -3,9 +3,9 @@ use std::thread::available_parallelism;
 
 use qtk_block::{BlockRead, ExtentKind, Progress, read_padded};
 
-use crate::chain::{Run, in_memory};
+use crate::chain::in_memory;
 use crate::pipeline::{Next, ordered};
-use crate::status::{StatusFlags, Statuses};
+use crate::status::{Status, StatusFlags, Statuses};
 use crate::{Error, Image};
 
 /// Bytes compared at a time.
@@ -96,7 +96,7 @@ enum Step {
 struct Side<'a> {
     image: &'a Image,
     statuses: Statuses<'a>,
-    current: Option<Run>,
+    current: Option<Status>,
 }
 
 impl<'a> Side<'a> {
@@ -105,11 +105,11 @@ impl<'a> Side<'a> {
     }
 
     /// The run that holds `at`; none past the end.
-    fn run_at(&mut self, at: u64) -> Result<Option<&Run>, Error> {
-        while self.current.as_ref().is_none_or(|run| run.range.end <= at) {
+    fn status_at(&mut self, at: u64) -> Result<Option<&Status>, Error> {
+        while self.current.as_ref().is_none_or(|status| status.run.range.end <= at) {
             match self.statuses.next() {
                 None => return Ok(None),
-                Some(Ok(run)) => self.current = Some(run),
+                Some(Ok(status)) => self.current = Some(status),
                 Some(Err(source)) => {
                     let path = self.image.path().to_owned();
                     return Err(Error::Status { path, offset: at, source: Box::new(source) });
@@ -134,10 +134,10 @@ impl Plan<'_> {
             let (mut end, mut has_data, mut flags) = (self.size, false, [None; 2]);
             for (side, flags) in self.sides.iter_mut().zip(&mut flags) {
                 let (chain, size) = (side.image.chain(), side.image.size());
-                if let Some(run) = side.run_at(self.at)? {
-                    end = end.min(run.range.end);
-                    has_data |= run.kind.extent_kind() == ExtentKind::Data;
-                    *flags = Some(StatusFlags::new(chain, run, size));
+                if let Some(status) = side.status_at(self.at)? {
+                    end = end.min(status.run.range.end);
+                    has_data |= status.run.kind.extent_kind() == ExtentKind::Data && !status.is_hole;
+                    *flags = Some(StatusFlags::new(chain, status, size));
                 }
             }
             if self.strict && flags[0] != flags[1] {

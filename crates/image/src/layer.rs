@@ -381,18 +381,24 @@ impl ChainLayer {
         let metadata = self.file().file().metadata().map_err(Error::io(self.path(), "look at it"))?;
         let real = metadata.blocks() * 512 / qcow2.cluster_size();
         let threshold = (real * 10 / 9).max(real + 2);
+        if self.file().size().div_ceil(qcow2.cluster_size()) < threshold {
+            return Ok(false);
+        }
         Ok(qcow2.used_clusters(threshold)? >= threshold)
+    }
+
+    /// Whether QEMU would tell holes in the layer's data.
+    pub(crate) fn tells_holes(&self) -> Result<bool, Error> {
+        if let Some(&hollow) = self.hollow.get() {
+            return Ok(hollow);
+        }
+        let found = self.is_hollow()?;
+        Ok(*self.hollow.get_or_init(|| found))
     }
 
     /// The front of a piece of the [data file](Self::data_file), and whether that is a hole, where QEMU would tell.
     pub(crate) fn hole(&self, host: Range<u64>) -> Result<(u64, bool), Error> {
-        let hollow = match self.hollow.get() {
-            Some(&hollow) => hollow,
-            None => {
-                let found = self.is_hollow()?;
-                *self.hollow.get_or_init(|| found)
-            }
-        };
+        let hollow = self.tells_holes()?;
         let (file_end, end) = (self.data_file().size(), host.end);
         if !hollow || host.start >= file_end {
             return Ok((end, hollow));

@@ -4,6 +4,7 @@ use qtk_block::{BlockRead, ExtentKind, Preallocation};
 use qtk_qcow2::{Bitmap, CreateOptions, MAX_L1_SIZE, Version};
 
 use crate::layer::SECTOR;
+use crate::status::{Status, Statuses};
 use crate::{ChainLayer, Error, Format, Image, NewImage};
 
 /// How much space an image will need.
@@ -93,9 +94,9 @@ fn metadata_clusters(data: u64, l2_tables: u64, options: &CreateOptions) -> u64 
 fn stored_clusters(image: &Image, options: &CreateOptions) -> Result<u64, Error> {
     let bits = options.cluster_bits.bits();
     let (mut count, mut counted_to) = (0, 0);
-    for run in image.runs(0..image.layers().first().map_or(0, ChainLayer::size)) {
-        let run = run?;
-        if run.kind.extent_kind() == ExtentKind::Data {
+    for status in Statuses::new(image.chain(), 0..image.size()) {
+        let Status { run, is_hole, .. } = status?;
+        if run.kind.extent_kind() == ExtentKind::Data && !is_hole {
             let end = ((run.range.end - 1) >> bits) + 1;
             count += end - (run.range.start >> bits).max(counted_to);
             counted_to = end;

@@ -168,7 +168,10 @@ impl<'a> Work<'a> {
 
     /// The front of `range` that the bases may differ in, in whole grains; or else where what they do not decide ends.
     fn inherited(&self, range: Range<u64>) -> Result<Result<u64, Range<u64>>, Error> {
-        let first = |chain: &Chain, range: Range<u64>| Statuses::new(chain, range).next().transpose();
+        let first = |chain: &Chain, range: Range<u64>| {
+            let status = Statuses::new(chain, range).next().transpose()?;
+            Ok::<_, Error>(status.map(|status| status.run))
+        };
         let Some(own) = first(&self.own, range.clone())? else { return Ok(Ok(range.end)) };
         if own.kind != MappingKind::Unallocated {
             return Ok(Ok(own.range.end));

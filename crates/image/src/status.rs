@@ -8,6 +8,16 @@ use crate::{Chain, ChainLayer, Error};
 /// Bytes of an L2 table that QEMU looks at in one step.
 const L2_SLICE: u64 = 64 << 10;
 
+/// A run of a chain, as QEMU finds it.
+#[derive(Clone, Debug)]
+pub(crate) struct Status {
+    pub(crate) run: Run,
+    /// Whether its data may be a hole of the file.
+    pub(crate) may_be_hole: bool,
+    /// Whether it is one, and reads as zeroes.
+    pub(crate) is_hole: bool,
+}
+
 /// How a chain stores its disk, in the steps in which QEMU finds out.
 ///
 /// They show in what `qemu-img` does: where it looks for zeroes, and in what `compare -s` calls different.
@@ -31,19 +41,37 @@ impl<'a> Statuses<'a> {
         self.runs.seek(offset);
     }
 
-    /// The first step of `run`, and what follows.
-    fn split(&self, run: Run) -> (Run, Option<Run>) {
+    /// Where the first step of a run ends.
+    fn step_end(&self, run: &Run) -> u64 {
         let Range { start, end } = run.range;
         let layers = self.chain.layers().iter().take(run.depth + 1);
         let steps = layers.filter_map(step_of).map(|step| (start - start % step).saturating_add(step));
-        let stop = steps.min().map_or(end, |stop| stop.min(end));
-        let rest = (stop < end).then(|| Run { range: stop..end, depth: run.depth, kind: run.kind.skip(stop - start) });
-        (Run { range: start..stop, ..run }, rest)
+        steps.min().map_or(end, |stop| stop.min(end))
+    }
+
+    fn first_of(&mut self, run: Run) -> Result<Status, Error> {
+        let end = self.step_end(&run);
+        let mut status = Status { run: Run { range: run.range.start..end, ..run }, may_be_hole: false, is_hole: false };
+        let layer = &self.chain.layers()[run.depth];
+        if let MappingKind::Data { host } = run.kind
+            && layer.tells_holes()?
+        {
+            let (host_end, is_hole) = layer.hole(host.0..host.0.saturating_add(end - run.range.start))?;
+            status.run.range.end = run.range.start + (host_end - host.0);
+            (status.may_be_hole, status.is_hole) = (true, is_hole);
+        }
+        let stop = status.run.range.end;
+        self.rest = (stop < run.range.end).then(|| Run {
+            range: stop..run.range.end,
+            depth: run.depth,
+            kind: run.kind.skip(stop - run.range.start),
+        });
+        Ok(status)
     }
 }
 
 impl Iterator for Statuses<'_> {
-    type Item = Result<Run, Error>;
+    type Item = Result<Status, Error>;
 
     fn next(&mut self) -> Option<Self::Item> {
         let run = match self.rest.take() {
@@ -53,9 +81,7 @@ impl Iterator for Statuses<'_> {
                 Err(error) => return Some(Err(error)),
             },
         };
-        let (first, rest) = self.split(run);
-        self.rest = rest;
-        Some(Ok(first))
+        Some(self.first_of(run))
     }
 }
 
@@ -74,20 +100,23 @@ pub(crate) struct StatusFlags {
     zero: bool,
     has_offset: bool,
     compressed: bool,
+    may_be_hole: bool,
     /// Whether the disk ends here.
     last: bool,
 }
 
 impl StatusFlags {
-    pub(crate) fn new(chain: &Chain, run: &Run, disk_size: u64) -> Self {
+    pub(crate) fn new(chain: &Chain, status: &Status, disk_size: u64) -> Self {
+        let run = &status.run;
         let (allocated, zero, has_offset) = match run.kind {
             // A layer that is too short hides nothing, but says so.
             MappingKind::Unallocated => (chain.layers().len() > run.depth + 1, true, false),
             MappingKind::Zero { host } => (true, true, host.is_some()),
-            MappingKind::Data { .. } => (true, false, true),
+            MappingKind::Data { .. } => (true, status.is_hole, true),
             MappingKind::Compressed { .. } => (true, false, false),
         };
         let compressed = matches!(run.kind, MappingKind::Compressed { .. });
-        Self { allocated, zero, has_offset, compressed, last: run.range.end >= disk_size }
+        let last = run.range.end >= disk_size;
+        Self { allocated, zero, has_offset, compressed, may_be_hole: status.may_be_hole, last }
     }
 }

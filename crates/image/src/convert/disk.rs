@@ -7,7 +7,7 @@ use qtk_qcow2::{HostOffset, MappingKind};
 
 use crate::chain::{Run, in_memory};
 use crate::layer::SECTOR;
-use crate::status::Statuses;
+use crate::status::{Status, Statuses};
 use crate::{Chain, ChainLayer, Error, Image};
 
 /// The disks of several images, one after the other, read as one.
@@ -129,7 +129,7 @@ impl Disk {
         }
     }
 
-    fn class(&self, part: &Part, run: &Run, start: u64) -> Class {
+    fn class(&self, part: &Part, run: &Run, is_hole: bool, start: u64) -> Class {
         if self.end_beneath.is_some_and(|end| start >= end) && run.kind.extent_kind() != ExtentKind::Data {
             return Class::Backing;
         }
@@ -138,6 +138,7 @@ impl Disk {
             // Past the end of what the image lies on.
             MappingKind::Unallocated if run.depth < part.own_layers => Class::Zero,
             _ if self.overlay && run.depth >= part.own_layers => Class::Backing,
+            MappingKind::Data { .. } if is_hole => Class::Zero,
             MappingKind::Data { .. } | MappingKind::Compressed { .. } => Class::Data,
             MappingKind::Zero { .. } | MappingKind::Unallocated => Class::Zero,
         }
@@ -196,7 +197,7 @@ impl Iterator for Stretches<'_> {
         loop {
             let (index, part) = (self.part, self.disk.parts.get(self.part)?);
             let runs = self.runs.get_or_insert_with(|| Statuses::new(&part.chain, part.window.clone()));
-            let Some(run) = runs.next() else {
+            let Some(status) = runs.next() else {
                 (self.part, self.runs) = (index + 1, None);
                 self.at = self.disk.parts.get(self.part).map_or(self.disk.size, |next| next.start);
                 match self.disk.padding(index, part) {
@@ -204,7 +205,7 @@ impl Iterator for Stretches<'_> {
                     None => continue,
                 }
             };
-            let stretch = run.map(|mut run| {
+            let stretch = status.map(|Status { mut run, is_hole, .. }| {
                 let start = part.start + (run.range.start - part.window.start);
                 let mut range = start..start + (run.range.end - run.range.start);
                 if let Some(end) = self.disk.end_beneath.filter(|end| range.start < *end && *end < range.end) {
@@ -213,7 +214,7 @@ impl Iterator for Stretches<'_> {
                     runs.seek(run.range.end);
                 }
                 self.at = range.end;
-                Stretch { class: self.disk.class(part, &run, range.start), range, part: index, run: Some(run) }
+                Stretch { class: self.disk.class(part, &run, is_hole, range.start), range, part: index, run: Some(run) }
             });
             return Some(stretch.map_err(|source| Error::Status {
                 path: part.path(),
