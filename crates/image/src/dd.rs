@@ -2,7 +2,7 @@ use std::path::Path;
 
 use qtk_block::{BlockRead, Progress};
 
-use crate::convert::{Disk, Listener, hold_still, into_new};
+use crate::convert::{CopiedBitmaps, Disk, Listener, hold_still, into_new};
 use crate::{ConvertOptions, ConvertReport, Error, Image, NewImage};
 
 /// Which part of a disk [`dd`] copies, in the terms of dd(1).
@@ -48,6 +48,6 @@ pub fn dd(
     let listener = Listener { warn: &mut |_| {}, progress };
     let all = ConvertOptions { sparse_size: 0, ..ConvertOptions::default() };
     // Nothing warns of the source where nothing is salvaged, and the target has no base.
-    let copy = into_new((disk, sources), (path, target), &all, listener)?;
+    let copy = into_new((disk, sources, &CopiedBitmaps::default()), (path, target), &all, listener)?;
     Ok(DdReport { skipped_too_far, copy })
 }

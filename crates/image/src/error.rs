@@ -33,6 +33,14 @@ pub enum Error {
         /// Why.
         source: io::Error,
     },
+    /// A bitmap was to be copied that misses changes.
+    #[error("{}: bitmap {name:?} misses changes; leave out such bitmaps, or remove it", image.display())]
+    BrokenBitmap {
+        /// The image that has it.
+        image: PathBuf,
+        /// Its name.
+        name: String,
+    },
     /// A copy could not be written.
     #[error("{}: cannot write at guest offset {offset:#x}", path.display())]
     Write {

@@ -62,11 +62,12 @@ pub fn flatten(
     let _held = hold_still(sources)?;
     let file = OutputFile::create(output).map_err(Error::io(output, "create it"))?;
     let disk = Disk::new(sources, false);
-    let (sink, shape) = prepare(storage_of(output, &file)?, output, disk.size(), grain, options)?;
+    let (mut sink, shape) = prepare(storage_of(output, &file)?, output, disk.size(), grain, options)?;
     let options = ConvertOptions { threads: options.threads, ..ConvertOptions::default() };
     // Nothing warns where nothing is salvaged.
     let listener = Listener { warn: &mut |_| {}, progress };
-    let report = Copy { disk: &disk, path: output, shape, options: &options }.run(sink, listener)?;
+    Copy { disk: &disk, path: output, shape, options: &options }.run(&mut sink, listener)?;
+    let report = ConvertReport { disk_size: disk.size(), ..sink.finish()? };
     file.commit().map_err(Error::io(output, "put it in its place"))?;
     Ok(report)
 }

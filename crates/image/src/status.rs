@@ -16,6 +16,8 @@ pub(crate) struct Status {
     pub(crate) may_be_hole: bool,
     /// Whether it is one, and reads as zeroes.
     pub(crate) is_hole: bool,
+    /// Whether it has a place in the file, though nothing is stored there.
+    pub(crate) is_reserved: bool,
 }
 
 /// How a chain stores its disk, in the steps in which QEMU finds out.
@@ -51,7 +53,8 @@ impl<'a> Statuses<'a> {
 
     fn first_of(&mut self, run: Run) -> Result<Status, Error> {
         let end = self.step_end(&run);
-        let mut status = Status { run: Run { range: run.range.start..end, ..run }, may_be_hole: false, is_hole: false };
+        let front = Run { range: run.range.start..end, ..run };
+        let mut status = Status { run: front, may_be_hole: false, is_hole: false, is_reserved: false };
         let layer = &self.chain.layers()[run.depth];
         if let MappingKind::Data { host } = run.kind
             && layer.tells_holes()?
@@ -59,6 +62,10 @@ impl<'a> Statuses<'a> {
             let (host_end, is_hole) = layer.hole(host.0..host.0.saturating_add(end - run.range.start))?;
             status.run.range.end = run.range.start + (host_end - host.0);
             (status.may_be_hole, status.is_hole) = (true, is_hole);
+        }
+        if run.kind == MappingKind::Unallocated {
+            let (front, host) = layer.reserved(status.run.range.clone())?;
+            (status.run.range, status.is_reserved) = (front, host.is_some());
         }
         let stop = status.run.range.end;
         self.rest = (stop < run.range.end).then(|| Run {
@@ -110,7 +117,7 @@ impl StatusFlags {
         let run = &status.run;
         let (allocated, zero, has_offset) = match run.kind {
             // A layer that is too short hides nothing, but says so.
-            MappingKind::Unallocated => (chain.layers().len() > run.depth + 1, true, false),
+            MappingKind::Unallocated => (chain.layers().len() > run.depth + 1, true, status.is_reserved),
             MappingKind::Zero { host } => (true, true, host.is_some()),
             MappingKind::Data { .. } => (true, status.is_hole, true),
             MappingKind::Compressed { .. } => (true, false, false),

@@ -11,7 +11,7 @@ use crate::{Chain, Error, RateLimit};
 use super::fill::{Filler, Grain, Packing};
 use super::plan::{Plan, REQUEST, Rules, Zeroes};
 use super::target::Listener;
-use super::{ConvertOptions, ConvertReport, ConvertWarning, Detection, Disk, Sink};
+use super::{ConvertOptions, ConvertWarning, Detection, Disk, Sink};
 
 /// Bytes of the disk that one thread works on at a time, unless a cluster is larger.
 pub(crate) const UNIT: u64 = 1 << 20;
@@ -55,7 +55,7 @@ pub(crate) struct Copy<'a> {
 
 impl Copy<'_> {
     /// Reads and packs on all threads, and puts the results into the sink in the disk's order.
-    pub(crate) fn run(self, mut sink: Sink, listener: Listener<'_>) -> Result<ConvertReport, Error> {
+    pub(crate) fn run(self, sink: &mut Sink, listener: Listener<'_>) -> Result<(), Error> {
         let Listener { warn, progress } = listener;
         let Self { disk, path, shape, options } = self;
         let threads = options.threads.unwrap_or_else(|| available_parallelism().map_or(1, usize::from));
@@ -85,8 +85,7 @@ impl Copy<'_> {
             },
         )?;
         progress.advance(disk.size() - done);
-        let report = sink.finish()?;
-        Ok(ConvertReport { disk_size: disk.size(), ..report })
+        Ok(())
     }
 }
 

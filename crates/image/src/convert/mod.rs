@@ -1,5 +1,6 @@
 //! Copying what disks hold into another image: a new one, or one that is there.
 
+mod bitmaps;
 mod copy;
 mod disk;
 mod fill;
@@ -19,6 +20,7 @@ use qtk_block::{Access, ImageLock, LockMode, OutputFile, Progress, RawFile};
 use crate::layer::acquire;
 use crate::{ChainLayer, Error, Image, NewImage, redo};
 
+pub(crate) use bitmaps::CopiedBitmaps;
 pub(crate) use copy::{Copy, Shape, UNIT};
 pub(crate) use disk::Disk;
 pub(crate) use fill::{Grain, Packing};
@@ -169,13 +171,15 @@ pub fn convert(
     progress: &dyn Progress,
 ) -> Result<ConvertReport, Error> {
     let _held = hold_still(sources)?;
+    let bitmaps = CopiedBitmaps::of(sources, options.bitmaps, warn)?;
     let listener = Listener { warn, progress };
     match target {
         Target::New { path, image } => {
-            into_new((Disk::new(sources, image.base.is_some()), sources), (path, image), options, listener)
+            let source = (Disk::new(sources, image.base.is_some()), sources, &bitmaps);
+            into_new(source, (path, image), options, listener)
         }
         Target::Existing { image, overlay } => {
-            into_existing(Disk::new(sources, overlay), image, overlay, options, listener)
+            into_existing((Disk::new(sources, overlay), &bitmaps), (image, overlay), options, listener)
         }
     }
 }

@@ -8,6 +8,7 @@ use qtk_qcow2::{GuestCluster, GuestOffset, ImageWriter};
 use crate::{Error, Transaction};
 
 use super::ConvertReport;
+use super::bitmaps::CopiedBitmaps;
 use super::unit::{Origin, Piece, Unit};
 
 /// Where the units go.
@@ -106,6 +107,14 @@ impl Sink {
 
     fn write_error(&self, offset: u64, source: io::Error) -> Error {
         Error::Write { path: self.path.clone(), offset, source }
+    }
+
+    /// Adds bitmaps to an image that is there.
+    pub(crate) fn add_bitmaps(&self, bitmaps: &CopiedBitmaps) -> Result<(), Error> {
+        match &self.output {
+            Output::Existing(transaction) => transaction.qcow2().map_or(Ok(()), |target| bitmaps.add_to(target)),
+            Output::Raw(_) | Output::Qcow2 { .. } => Ok(()),
+        }
     }
 
     /// Completes the target and returns what was done.

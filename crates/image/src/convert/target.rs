@@ -8,6 +8,7 @@ use crate::create::{Prepared, extend, open_device, write_first_block};
 use crate::layer::{SECTOR, file_id};
 use crate::{ChainLayer, Error, Format, Image, NewImage};
 
+use super::bitmaps::CopiedBitmaps;
 use super::copy::{LARGE_UNIT, UNIT};
 use super::{
     ConvertOptions, ConvertReport, ConvertWarning, Copy, Detection, Disk, Grain, Packing, Shape, Sink, Zeroes,
@@ -65,9 +66,9 @@ pub(crate) fn refuse_source(output: &Path, sources: &[Image]) -> Result<(), Erro
     }
 }
 
-/// Copies a disk, which comes from `sources`, into a new image.
+/// Copies a disk, which comes from `sources`, and bitmaps into a new image.
 pub(crate) fn into_new(
-    (mut disk, sources): (Disk, &[Image]),
+    (mut disk, sources, bitmaps): (Disk, &[Image], &CopiedBitmaps),
     (path, new): (&Path, &NewImage),
     options: &ConvertOptions,
     listener: Listener<'_>,
@@ -80,12 +81,15 @@ pub(crate) fn into_new(
     let data_path = data_name.as_ref().map(Path::new);
     let data = data_path.map(|path| NewFile::create(path, sources)).transpose()?;
     let target = NewTarget { path, file: &file, data: data.as_ref().zip(data_path), base: base.as_ref(), options };
-    let (sink, shape) = match new.format {
+    let (mut sink, shape) = match new.format {
         Format::Raw => target.raw(&create)?,
         Format::Qcow2 => target.qcow2(create)?,
     };
-    let copy = Copy { disk: &disk, path, shape, options };
-    let report = copy.run(sink, listener)?;
+    let base = target.base.map(Image::chain);
+    Copy { disk: &disk, path, shape, options }.run(&mut sink, listener)?;
+    let report = ConvertReport { disk_size: disk.size(), ..sink.finish()? };
+    let files = (file.storage(path)?, data.as_ref().zip(data_path).map(|(data, path)| data.storage(path)).transpose()?);
+    bitmaps.add_to_new(path, files, base)?;
     if let Some((data, path)) = data.zip(data_path) {
         data.commit(path)?;
     }
@@ -180,11 +184,10 @@ impl NewTarget<'_> {
     }
 }
 
-/// Copies a disk into an image that is there.
+/// Copies a disk and bitmaps into an image that is there.
 pub(crate) fn into_existing(
-    mut disk: Disk,
-    image: Image,
-    overlay: bool,
+    (mut disk, bitmaps): (Disk, &CopiedBitmaps),
+    (image, overlay): (Image, bool),
     options: &ConvertOptions,
     listener: Listener<'_>,
 ) -> Result<ConvertReport, Error> {
@@ -213,6 +216,8 @@ pub(crate) fn into_existing(
     let detection = Detection::sparse(options.sparse_size);
     let shape = Shape { grain: Grain::Sectors, packing, zeroes, detection, beneath: None, unit: UNIT };
     let compressible = layer.is_none_or(|layer| !layer.header().has_data_file());
-    let sink = Sink::existing(&path, image.begin()?, compressible || packing.is_none());
-    Copy { disk: &disk, path: &path, shape, options }.run(sink, listener)
+    let mut sink = Sink::existing(&path, image.begin()?, compressible || packing.is_none());
+    Copy { disk: &disk, path: &path, shape, options }.run(&mut sink, listener)?;
+    sink.add_bitmaps(bitmaps)?;
+    Ok(ConvertReport { disk_size: disk.size(), ..sink.finish()? })
 }

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use crate::common::{Folder, content, new_image, noise};
 use qtk_block::NoProgress;
-use qtk_image::{ConvertOptions, ConvertReport, Format, Image, OpenOptions, Target, convert};
+use qtk_image::{BitmapCopy, ConvertOptions, ConvertReport, Format, Image, OpenOptions, Target, convert};
 
 const MIB: usize = 1 << 20;
 
@@ -43,6 +43,8 @@ impl Case<'_> {
                 "-n" => existing = true,
                 "--target-is-zero" => options.target_is_zero = true,
                 "--salvage" => options.salvage = true,
+                "--bitmaps" => options.bitmaps = BitmapCopy::All,
+                "--skip-broken-bitmaps" => options.bitmaps = BitmapCopy::Consistent,
                 other => panic!("{other}"),
             }
         }
@@ -206,10 +208,9 @@ fn into_images_that_are_there() {
         }
     };
     let writes = ["write -P 9 0 700k", "write -P 9 3M 1M", "write -z 5M 64k", "write -P 9 11M 1M"];
-    for source in SOURCES {
+    for source in ["holes.raw", "small.qcow2", "top.qcow2"] {
         for (create, writes) in [
-            (&["-f", "raw"][..], &[][..]),
-            (&["-f", "raw"], &writes),
+            (&["-f", "raw"][..], &writes[..]),
             (&["-f", "qcow2"], &[]),
             (&["-f", "qcow2"], &writes),
             (&["-f", "qcow2", "-o", "cluster_size=512"], &writes),
@@ -236,6 +237,36 @@ fn into_images_that_are_there() {
         }
     }
     assert!(!Path::new("ours.out").exists());
+}
+
+#[test]
+fn bitmaps_come_along() {
+    let folder = Folder::new();
+    folder.qemu_img(&["create", "-q", "-f", "qcow2", "top.qcow2", "40M"]);
+    folder.qemu_img(&["bitmap", "--add", "top.qcow2", "coarse"]);
+    folder.qemu_io("top.qcow2", &["write -P 1 1M 3M"]);
+    folder.qemu_img(&["bitmap", "--add", "-g", "512", "top.qcow2", "fine"]);
+    folder.qemu_io("top.qcow2", &["write -P 2 30M 5k", "write -z 7M 1M"]);
+    folder.qemu_img(&["bitmap", "--disable", "top.qcow2", "fine"]);
+    let bitmaps = |name: &str| -> serde_json::Value {
+        let info: serde_json::Value = serde_json::from_str(&folder.qemu_img(&["info", "--output=json", name])).unwrap();
+        info["format-specific"]["data"]["bitmaps"].clone()
+    };
+    for options in ["", "cluster_size=4096", "extended_l2=on"] {
+        let case = Case { sources: &["top.qcow2"], format: Format::Qcow2, options, flags: &["--bitmaps"] };
+        case.compare(&folder);
+        assert_eq!(bitmaps("ours.out"), bitmaps("theirs.out"));
+        assert_eq!(bitmaps("ours.out").as_array().unwrap().len(), 2);
+        let contents = |name: &str, bitmap: &str| {
+            let image = Image::open(folder.file(name), &OpenOptions::default()).unwrap();
+            let layer = image.layers()[0].qcow2().unwrap().clone();
+            layer.bitmap_contents(bitmap).unwrap().ranges().collect::<Vec<_>>()
+        };
+        for bitmap in ["coarse", "fine"] {
+            assert_eq!(contents("ours.out", bitmap), contents("theirs.out", bitmap), "{options} {bitmap}");
+            assert_eq!(contents("ours.out", bitmap), contents("top.qcow2", bitmap), "{options} {bitmap}");
+        }
+    }
 }
 
 fn assert_same_lines(ours: &str, theirs: &str, words: &str) {

@@ -2,7 +2,9 @@
 #![cfg(test)]
 
 mod common;
+mod compare;
 mod convert;
+mod dd;
 mod describe;
 mod edits;
 mod flatten;
