@@ -78,8 +78,8 @@ mod tests {
     #[test]
     fn many_runs_are_joined_where_they_are_near() {
         let mut claims = Claims::default();
-        (0..=MAX_RUNS as u64).for_each(|n| claims.add(n * n..n * n + 1));
+        (2..MAX_RUNS as u64 + 4).for_each(|n| claims.add(n * n..n * n + 1));
         assert!(claims.runs.len() < MAX_RUNS);
-        assert!((0..=MAX_RUNS as u64).all(|n| claims.skip(n * n, 1) > n * n));
+        assert!((2..MAX_RUNS as u64 + 4).all(|n| claims.skip(n * n, 1) > n * n));
     }
 }

@@ -28,7 +28,7 @@ pub(crate) use stored::Stored;
 /// Most findings that [`check`] describes; all are counted.
 const MAX_FINDINGS: usize = 1000;
 /// Clusters of a file that QEMU checks at most.
-const MAX_CLUSTERS: u64 = i32::MAX.unsigned_abs() as u64;
+pub(crate) const MAX_CLUSTERS: u64 = i32::MAX.unsigned_abs() as u64;
 
 /// What a check found, counted as `qemu-img check` does.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

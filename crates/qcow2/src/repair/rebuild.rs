@@ -1,6 +1,6 @@
 use std::collections::BTreeMap;
 
-use crate::check::{Claims, Counts};
+use crate::check::{Claims, Counts, MAX_CLUSTERS};
 use crate::error::{Error, WriteObstacle};
 use crate::file::{ImageFile, table_bytes};
 use crate::header::{Header, MAX_REFCOUNT_TABLE_SIZE};
@@ -17,11 +17,11 @@ pub(super) fn rebuild(
     from: HostCluster,
 ) -> Result<(), Error> {
     let mut rebuilder = Rebuilder { file, header, counts, claims, from, blocks: BTreeMap::new() };
-    rebuilder.place_blocks(0, u64::MAX);
+    rebuilder.place_blocks(0, u64::MAX)?;
     let table = loop {
         let clusters = rebuilder.table_clusters();
-        let table = rebuilder.allocate(from, clusters);
-        rebuilder.place_blocks(table.0, table.0 + clusters);
+        let table = rebuilder.allocate(from, clusters)?;
+        rebuilder.place_blocks(table.0, table.0 + clusters)?;
         if rebuilder.table_clusters() == clusters {
             break table;
         }
@@ -55,7 +55,7 @@ impl Rebuilder<'_> {
     }
 
     /// Takes the first run of `count` free clusters from `from` on.
-    fn allocate(&mut self, from: HostCluster, count: u64) -> HostCluster {
+    fn allocate(&mut self, from: HostCluster, count: u64) -> Result<HostCluster, Error> {
         let mut start = self.claims.skip(from.0, count);
         let mut next = start;
         while next < start + count {
@@ -66,19 +66,32 @@ impl Rebuilder<'_> {
                 next += 1;
             }
         }
+        if next > self.countable() {
+            return Err(self.full());
+        }
         (start..start + count).for_each(|cluster| self.counts.set(HostCluster(cluster), 1));
-        HostCluster(start)
+        Ok(HostCluster(start))
+    }
+
+    /// Clusters that the largest table can count, and a check takes.
+    fn countable(&self) -> u64 {
+        (MAX_REFCOUNT_TABLE_SIZE / 8 * self.per_block()).min(MAX_CLUSTERS)
+    }
+
+    fn full(&self) -> Error {
+        let image = self.file.name.to_string();
+        Error::NotWritable { image, obstacle: WriteObstacle::RefcountTableFull }
     }
 
     /// Takes clusters for the blocks that count clusters in use from `cluster` on, and before `end`.
-    fn place_blocks(&mut self, cluster: u64, end: u64) {
+    fn place_blocks(&mut self, cluster: u64, end: u64) -> Result<(), Error> {
         let per_block = self.per_block();
         let mut cluster = cluster;
         let mut first_free = self.from;
         loop {
             cluster = self.counts.skip_unused(HostCluster(cluster)).0;
             if cluster >= self.counts.clusters().min(end) {
-                break;
+                return Ok(());
             }
             let index = cluster / per_block;
             if self.counts.get(HostCluster(cluster)) == 0 {
@@ -87,7 +100,7 @@ impl Rebuilder<'_> {
             }
             if !self.blocks.contains_key(&index) {
                 first_free = first_free.max(HostCluster(index * per_block));
-                first_free = self.allocate(first_free, 1);
+                first_free = self.allocate(first_free, 1)?;
                 self.blocks.insert(index, first_free);
             }
             cluster = (index + 1) * per_block;
@@ -98,8 +111,7 @@ impl Rebuilder<'_> {
         let bits = self.header.cluster_bits;
         let clusters = self.table_clusters();
         if clusters << bits.bits() > MAX_REFCOUNT_TABLE_SIZE {
-            let image = self.file.name.to_string();
-            return Err(Error::NotWritable { image, obstacle: WriteObstacle::RefcountTableFull });
+            return Err(self.full());
         }
         let (width, per_block) = (self.width(), self.per_block());
         let mut entries = vec![0; in_memory(clusters * bits.words())];
