@@ -4,11 +4,13 @@
 
 mod support;
 
+use std::io;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
 use proptest::prelude::*;
-use qtk_block::{BlockRead, WriteRecorder};
+use qtk_block::{BlockRead, BlockWrite, HostStorage, MemoryDisk, WriteRecorder};
 use qtk_qcow2::{Error, Finding, Layer, Repair, RepairReport, check, repair, repair_dirty};
 use serde_json::Value;
 use support::crash::each_remains;
@@ -275,6 +277,68 @@ fn repairs_are_atomic() {
             assert!(report.is_clean(), "{} after event {stop}: {report:#?}", damage.0);
             assert!(read_all(&layer) == old, "{}: other content after event {stop}", damage.0);
         });
+    }
+}
+
+/// A device: it has its size.
+struct Device(MemoryDisk);
+
+impl BlockRead for Device {
+    fn size(&self) -> u64 {
+        self.0.size()
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        self.0.read_at(buf, offset)
+    }
+}
+
+impl BlockWrite for Device {
+    fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
+        if offset + buf.len() as u64 > self.size() {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        self.0.write_at(buf, offset)
+    }
+
+    fn zero(&self, range: Range<u64>) -> io::Result<()> {
+        self.0.zero(range)
+    }
+
+    fn discard(&self, range: Range<u64>) -> io::Result<()> {
+        self.0.discard(range)
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        self.0.flush()
+    }
+}
+
+impl HostStorage for Device {
+    fn set_size(&self, size: u64) -> io::Result<()> {
+        if size > self.size() { Err(io::ErrorKind::StorageFull.into()) } else { Ok(()) }
+    }
+}
+
+#[test]
+fn devices_of_fixed_size_are_repaired_where_there_is_room() {
+    for (damage, room) in REPAIRABLE.iter().flat_map(|damage| [(damage, 64), (damage, 0)]) {
+        let mut bytes = damaged(damage).0;
+        if damage.0.contains("past the end") || damage.0.contains("beyond") {
+            continue;
+        }
+        bytes.resize(bytes.len().next_multiple_of(4096) + room * 4096, 0);
+        let old = read_all(&layer_of(&bytes));
+        let device = Arc::new(Device(memory(&bytes)));
+        let layer = Layer::open_damaged(device.clone(), "image", None).unwrap();
+        let repaired = repair(&layer, Repair::All, &mut |_| ());
+        let layer = Layer::open_damaged(device.clone(), "image", None).unwrap();
+        assert!(read_all(&layer) == old, "{}", damage.0);
+        if repaired.is_ok() {
+            assert!(check(&layer).unwrap().is_clean(), "{}", damage.0);
+        } else {
+            assert!(room == 0, "{}: {repaired:?}", damage.0);
+        }
     }
 }
 

@@ -19,8 +19,15 @@ use crate::types::{HostCluster, HostOffset};
 /// Brings a draft of `layer`'s file, whose header is `header`, into the file.
 ///
 /// What the draft changes within the file may be in use. A first header therefore leads to copies of it beyond the file's
-/// end: then its own places are free to be written, and a second header leads back to them.
-pub(super) fn apply(layer: &Layer, draft: &Arc<Draft>, header: &Header, claims: &Claims) -> Result<(), Error> {
+/// end: then its own places are free to be written, and a second header leads back to them. A device that cannot grow must have
+/// room after `in_use`, where its last cluster in use ends.
+pub(super) fn apply(
+    layer: &Layer,
+    draft: &Arc<Draft>,
+    header: &Header,
+    claims: &Claims,
+    in_use: u64,
+) -> Result<(), Error> {
     let file = layer.file();
     let old = layer.header();
     let changed = draft.changed();
@@ -32,15 +39,21 @@ pub(super) fn apply(layer: &Layer, draft: &Arc<Draft>, header: &Header, claims: 
         return Err(Error::ChangedMeanwhile { image: layer.name().to_owned() });
     }
     let old_size = file.storage.size();
-    let old_end = header.cluster_bits.clusters_for(old_size);
-    let detour = match changed.first() {
-        Some(&first) if first < old_end => Some(Detour::plan(file, draft, header, claims, old_end)?),
-        _ => None,
+    let detour_beyond = |free: u64| match changed.first() {
+        Some(&first) if first < free => Detour::plan(file, draft, header, claims, free).map(Some),
+        _ => Ok(None),
     };
+    let mut free = header.cluster_bits.clusters_for(old_size);
+    let mut detour = detour_beyond(free)?;
+    let needed = detour.as_ref().map_or(draft.size(), |detour| detour.draft.size());
+    if needed > old_size && file.storage.set_size(needed).is_err() {
+        free = free.min(header.cluster_bits.clusters_for(in_use));
+        detour = detour_beyond(free)?;
+    }
     let first_header = detour.as_ref().map_or(header, |detour| &detour.header);
     let write_beyond = || {
-        write(draft, file, old_end..u64::MAX)?;
-        detour.as_ref().map_or(Ok(()), |detour| write(&detour.draft, file, old_end..u64::MAX))?;
+        write(draft, file, free..u64::MAX)?;
+        detour.as_ref().map_or(Ok(()), |detour| write(&detour.draft, file, free..u64::MAX))?;
         file.sync()?;
         replace_header(file, &committed, old, first_header)
     };
@@ -51,7 +64,7 @@ pub(super) fn apply(layer: &Layer, draft: &Arc<Draft>, header: &Header, claims: 
         }
     })?;
     if detour.is_some() {
-        write(draft, file, 0..old_end)?;
+        write(draft, file, 0..free)?;
         file.sync()?;
         replace_header(file, &area, first_header, header)?;
     }
@@ -72,26 +85,20 @@ fn write(draft: &Draft, file: &ImageFile, clusters: std::ops::Range<u64>) -> Res
     })
 }
 
-/// The draft's image with everything that it changes within the old file copied beyond its end.
+/// The draft's image with everything that it changes before the first free cluster copied beyond that.
 struct Detour {
     draft: Arc<Draft>,
     header: Header,
 }
 
 impl Detour {
-    fn plan(
-        file: &ImageFile,
-        target: &Arc<Draft>,
-        header: &Header,
-        claims: &Claims,
-        old_end: u64,
-    ) -> Result<Self, Error> {
+    fn plan(file: &ImageFile, target: &Arc<Draft>, header: &Header, claims: &Claims, free: u64) -> Result<Self, Error> {
         let draft = Arc::new(Draft::new(target.clone(), header.cluster_bits));
         let detour_file = ImageFile { storage: draft.clone(), name: file.name.clone() };
         let wanted = header;
         let mut header = header.clone();
-        let next = old_end.max(header.cluster_bits.clusters_for(target.size()));
-        let mut planner = Planner { target, old_end, claims, file: &detour_file, next, tables: BTreeMap::new() };
+        let next = target.changed().last().map_or(free, |last| free.max(last + 1));
+        let mut planner = Planner { target, free, claims, file: &detour_file, next, tables: BTreeMap::new() };
         planner.redirect(&mut header)?;
         let next = HostCluster(planner.next);
         // Counting everything but the refcounts themselves tells what is still in use.
@@ -100,7 +107,7 @@ impl Detour {
         let mut checker = Checker::new(detour_file.clone(), header.clone(), Fix::Nothing, &mut unheard)?;
         checker.begin()?;
         checker.count_references()?;
-        for cluster in target.changed().into_iter().map(HostCluster).take_while(|cluster| cluster.0 < old_end) {
+        for cluster in target.changed().into_iter().map(HostCluster).take_while(|cluster| cluster.0 < free) {
             if checker.counts.get(cluster) != 0 {
                 return Err(overlap(target, file, wanted, cluster)?);
             }
@@ -126,7 +133,7 @@ fn overlap(target: &Arc<Draft>, file: &ImageFile, header: &Header, cluster: Host
 /// Copies metadata beyond the end of the file, with everything that refers to it.
 struct Planner<'a> {
     target: &'a Draft,
-    old_end: u64,
+    free: u64,
     claims: &'a Claims,
     file: &'a ImageFile,
     /// The first cluster beyond everything.
@@ -164,7 +171,7 @@ impl Planner<'_> {
     /// Whether the draft changes part of a range within the file.
     fn is_changed(&self, bits: crate::ClusterBits, offset: HostOffset, len: u64) -> bool {
         let first = bits.host_cluster(offset).0;
-        let end = first.saturating_add(bits.clusters_for(len)).min(self.old_end);
+        let end = first.saturating_add(bits.clusters_for(len)).min(self.free);
         (first..end).any(|cluster| self.target.is_changed(cluster))
     }
 

@@ -60,8 +60,10 @@ pub fn repair(layer: &Layer, repair: Repair, found: &mut dyn FnMut(&Finding)) ->
         Repair::All => Fix::All,
     };
     let mut checker = Checker::new(file, header.clone(), fix, found)?;
-    if checker.begin()? && checker.repair()? {
-        apply::apply(layer, &draft, &checker.header, &checker.claims)?;
+    if checker.begin()?
+        && let Some(in_use) = checker.repair()?
+    {
+        apply::apply(layer, &draft, &checker.header, &checker.claims, in_use)?;
         checker.discard_freed(&**layer.storage());
     }
     Ok(RepairReport {
@@ -87,22 +89,23 @@ pub fn repair_dirty(layer: &Layer, found: &mut dyn FnMut(&Finding)) -> Result<bo
 }
 
 impl Checker<'_> {
-    /// Repairs what was asked for; false if that is not possible.
-    fn repair(&mut self) -> Result<bool, Error> {
+    /// Repairs what was asked for, and tells where the last cluster in use ended before; nothing if that is not possible.
+    fn repair(&mut self) -> Result<Option<u64>, Error> {
         // What is wrong with the snapshot table has no bearing on the refcounts.
         let in_snapshot_table = std::mem::take(&mut self.tally.report.corruptions);
         if !self.count_references()? {
-            return Ok(false);
+            return Ok(None);
         }
         let fix = std::mem::replace(&mut self.fix, Fix::Nothing);
         let before = self.tally.report.clone();
         self.compare()?;
+        let in_use = self.tally.report.image_end_offset;
         if self.rebuild && fix == Fix::All {
             self.rebuild_refcounts(fix)?;
         } else if self.rebuild {
             self.tally.note(Finding::NeedsRebuild);
             self.tally.report.failure = Some(CheckFailure::NeedsRebuild);
-            return Ok(false);
+            return Ok(None);
         } else if self.tally.report.leaks > 0 || self.tally.report.corruptions > 0 {
             self.tally.report = before;
             self.fix = fix;
@@ -117,7 +120,7 @@ impl Checker<'_> {
         if self.tally.report.check_errors == 0 && self.tally.report.corruptions == 0 {
             self.header.features.incompatible &= !(features::DIRTY | features::CORRUPT);
         }
-        Ok(true)
+        Ok(Some(in_use))
     }
 
     /// Writes all refcounts anew, and gives up the clusters that held the old ones.
