@@ -6,8 +6,8 @@ mod support;
 use std::sync::Arc;
 
 use proptest::prelude::*;
-use qtk_block::{BlockRead, BlockWrite, MemoryDisk};
-use qtk_qcow2::{Error, Layer, Repair, Transaction, check, repair};
+use qtk_block::{BlockRead, BlockWrite, MemoryDisk, Preallocation};
+use qtk_qcow2::{Amend, Error, Layer, NewBitmap, NewSnapshot, Repair, Transaction, Version, check, repair};
 use support::{memory, mixed_disk, qemu_img, qemu_io};
 
 /// Options of images to damage.
@@ -61,6 +61,41 @@ fn use_image(bytes: &[u8]) -> Result<(), Error> {
     let transaction = Transaction::begin(layer, None)?;
     transaction.write_at(&[1; 5000], 100).map_err(own_error)?;
     transaction.commit()
+}
+
+/// Changes an image in every way, each in a transaction of its own.
+fn change_image(bytes: &[u8]) {
+    let snapshot = NewSnapshot { name: "two".into(), taken: (0, 0), icount: None };
+    let bitmap = NewBitmap { name: "two".into(), granularity: None, enabled: true };
+    let version = |version| Amend { version: Some(version), ..Amend::default() };
+    let width = Amend { refcount_bits: Some(64), ..Amend::default() };
+    let changes: [&dyn Fn(&Transaction) -> Result<(), Error>; 13] = [
+        &|t| t.write_at(&[1; 9000], 3000).map_err(own_error),
+        &|t| t.zero(5000..90_000).map_err(own_error),
+        &|t| t.discard(0..90_000).map_err(own_error),
+        &|t| t.create_snapshot(&snapshot).map(drop),
+        &|t| t.apply_snapshot("one"),
+        &|t| t.delete_snapshot("one"),
+        &|t| t.resize(512, Preallocation::Off),
+        &|t| t.resize(1 << 20, Preallocation::Metadata),
+        &|t| t.clear(),
+        &|t| t.add_bitmap(&bitmap),
+        &|t| t.amend(&version(Version::V2)),
+        &|t| t.amend(&version(Version::V3)),
+        &|t| t.amend(&width),
+    ];
+    for change in changes {
+        let data = Some(Arc::new(MemoryDisk::new(0)) as _);
+        let Ok(layer) = Layer::open_with(Arc::new(memory(bytes)), "hostile.qcow2", data) else { return };
+        // Allocating a disk of any size would take memory in proportion to it.
+        if layer.size() > 1 << 30 {
+            return;
+        }
+        let Ok(transaction) = Transaction::begin(Arc::new(layer), None) else { return };
+        if change(&transaction).is_ok() {
+            let _ = transaction.commit_settled();
+        }
+    }
 }
 
 fn own_error(error: std::io::Error) -> Error {
@@ -204,6 +239,7 @@ proptest! {
             image[at.index(range)] = value;
         }
         let _ = use_image(&image);
+        change_image(&image);
         let disk = Arc::new(memory(&image));
         if let Ok(layer) = Layer::open_damaged(disk.clone(), "hostile.qcow2", Some(Arc::new(MemoryDisk::new(0)))) {
             let _ = repair(&layer, Repair::All, &mut |_| ());
