@@ -141,10 +141,8 @@ impl State {
             Some(AmendRefusal::Backing)
         } else if version < Version::V3 && lazy {
             Some(AmendRefusal::Version2LazyRefcounts)
-        } else if let Some(size) = amend.size.filter(|size| !size.is_multiple_of(512)) {
-            Some(AmendRefusal::UnalignedSize(size))
         } else {
-            None
+            amend.size.filter(|size| !size.is_multiple_of(512)).map(AmendRefusal::UnalignedSize)
         }
     }
 

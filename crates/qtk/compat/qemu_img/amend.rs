@@ -67,9 +67,7 @@ impl Request {
         let mut values = Values::new(AMEND_QCOW2.iter().copied());
         values.set_list(list).map_err(only_at_creation)?;
         meter.set(0.0);
-        let current = image.layers().first().and_then(|layer| layer.qcow2()).map(|layer| layer.header());
-        let current = current.and_then(|header| Some((header.backing_name.clone()?, header.backing_format())));
-        let result = amendment(&values, current)
+        let result = amendment(&values)
             .and_then(|amend| edit_open(&image, |transaction| Ok(transaction.amend(&amend)?)).map_err(in_words));
         meter.set(100.0);
         result.map(|()| ExitCode::SUCCESS)
@@ -97,20 +95,13 @@ fn only_at_creation(failure: Failure) -> Failure {
     }
 }
 
-/// `current` names the backing file and its format: QEMU takes no others, but those.
-fn amendment(values: &Values, current: Option<(String, Option<String>)>) -> Result<Amend, Failure> {
+fn amendment(values: &Values) -> Result<Amend, Failure> {
     let given = |name: &str| values.text(name).map(str::to_owned);
     let text = |name: &str| given(name).map(|text| Some(text).filter(|text| !text.is_empty()));
-    let (current_name, current_format) = current.unwrap_or_default();
-    let backing = Backing {
-        name: given("backing_file").unwrap_or(current_name),
-        format: given("backing_fmt").or(current_format),
-    };
+    // QEMU takes no other backing file than the image has, by its name and its format.
+    let backing = Backing { name: given("backing_file").unwrap_or_default(), format: given("backing_fmt") };
     // A size of zero is none.
     let size = values.number("size").filter(|&size| size > 0);
-    if size.is_some_and(|size| !size.is_multiple_of(512)) {
-        return Err(Failure::new("The new size must be a multiple of 512"));
-    }
     let names_backing = values.is_set("backing_file") || values.is_set("backing_fmt");
     let version = match values.text("compat") {
         None => None,
