@@ -217,6 +217,10 @@ fn without_places(mut value: Value) -> Value {
     let mut joined: Vec<Value> = Vec::new();
     for mut next in runs {
         next["offset"] = Value::Null;
+        // A zero in this layer, whether it says so or has nothing to lie on.
+        if next["zero"] == true && next["data"] == false && next["depth"] == 0 {
+            next["present"] = Value::Null;
+        }
         match joined.last_mut() {
             Some(last) if same_kind(last, &next) => {
                 let length = last["length"].as_u64().unwrap() + next["length"].as_u64().unwrap();

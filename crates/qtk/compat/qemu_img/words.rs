@@ -137,6 +137,9 @@ pub(crate) fn system(error: &io::Error) -> String {
     if let Some(source) = error.source().and_then(|source| source.downcast_ref::<io::Error>()) {
         return system(source);
     }
+    if inner.is_none() && error.raw_os_error().is_none() && error.kind() == io::ErrorKind::Unsupported {
+        return "Operation not supported".to_owned();
+    }
     let text = error.to_string();
     match error.raw_os_error() {
         Some(code) => text.trim_end_matches(&format!(" (os error {code})")).to_owned(),
