@@ -25,9 +25,6 @@ const KINDS: &[&str] = &[
 
 #[test]
 fn random_sequences_have_the_same_effect() {
-    if std::env::var_os("QTK_WAITING").is_none() {
-        return;
-    }
     let bench = Bench::new(Path::new(env!("CARGO_BIN_EXE_qtk")));
     let seeds = match std::env::var("QTK_SEED") {
         Ok(seed) => vec![seed.parse().expect("a number")],
@@ -35,8 +32,11 @@ fn random_sequences_have_the_same_effect() {
     };
     for seed in seeds {
         let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
-        bench.set(&scene(KINDS[usize::try_from(seed).unwrap() % KINDS.len()]));
-        let steps = (0..STEPS).map(|number| step(&mut random, number)).collect();
+        let kind = KINDS[usize::try_from(seed).unwrap() % KINDS.len()];
+        bench.set(&scene(kind));
+        // QEMU cannot hide a base's data from a disk of version 2 that grows; qtk can.
+        let grows = !kind.contains("0.10");
+        let steps = (0..STEPS).map(|number| step(&mut random, number, grows)).collect();
         let mut case = Case { steps, elsewhere: true, ..Case::default() };
         let problems = bench.run(&mut case, false);
         assert!(problems.is_empty(), "QTK_SEED={seed}\n{}\n{}", case.title().replace("; ", "\n"), problems.join("\n"));
@@ -55,7 +55,7 @@ fn scene(options: &str) -> Scene {
     Scene { title: options.to_owned(), setup: setup.to_vec(), ..Scene::default() }
 }
 
-fn step(random: &mut Random, number: usize) -> Step {
+fn step(random: &mut Random, number: usize, grows: bool) -> Step {
     let tool = |arguments: String| Step::Tool { arguments, recorded: None };
     let byte = 10 + number;
     let snapshot = random.below(3);
@@ -70,8 +70,8 @@ fn step(random: &mut Random, number: usize) -> Step {
         10 | 11 => tool(format!("snapshot -c s{snapshot} disk.qcow2")),
         12 => tool(format!("snapshot -a s{snapshot} disk.qcow2")),
         13 => tool(format!("snapshot -d s{snapshot} disk.qcow2")),
-        14 => tool(format!("resize -q --shrink disk.qcow2 {}", (2 * MIB + offset) & !511)),
-        15 => tool(format!("resize -q disk.qcow2 +{}k", random.below(2000))),
+        14 => tool(format!("resize -q --shrink disk.qcow2 {}", (2 * MIB + offset / 4) & !511)),
+        15 if grows => tool(format!("resize -q disk.qcow2 +{}k", random.below(2000))),
         16 => tool(format!("bitmap --add -g {}k disk.qcow2 b{bitmap}", 4 << random.below(6))),
         17 => {
             tool(format!("bitmap --{} disk.qcow2 b{bitmap}", ["remove", "clear", "enable", "disable"][random.index(4)]))
@@ -80,7 +80,7 @@ fn step(random: &mut Random, number: usize) -> Step {
         19 => tool("commit -q disk.qcow2".to_owned()),
         20 => tool(format!("rebase -q -b {} -F qcow2 disk.qcow2", ["base.qcow2", "other.qcow2"][random.index(2)])),
         21 => tool("rebase -q -c -b other.qcow2 -F qcow2 disk.qcow2".to_owned()),
-        22 => tool("convert -q -c -O qcow2 -B base.qcow2 -F qcow2 disk.qcow2 copy.qcow2".to_owned()),
+        22 => tool("convert -q -c -O qcow2 disk.qcow2 copy.qcow2".to_owned()),
         _ => tool("convert -q -n -O qcow2 other.qcow2 disk.qcow2".to_owned()),
     }
 }

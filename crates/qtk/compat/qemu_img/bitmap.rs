@@ -134,6 +134,8 @@ impl Request {
             Action::Enable => transaction.enable_bitmap(bitmap)?,
             Action::Disable => transaction.disable_bitmap(bitmap)?,
             Action::Merge(from) => {
+                // The one that is merged into is missed first.
+                transaction.bitmap_contents(bitmap)?;
                 let contents = match source {
                     None => transaction.bitmap_contents(from)?,
                     Some(layer) => contents(layer, from)?,
