@@ -25,6 +25,6 @@ macro_rules! cases {
     };
 }
 
-cases!(bench, dd, rebase;
-    waiting: options, create, info, check, map, compare, snapshot, resize, bitmap, amend, convert, measure, commit
+cases!(bench, bitmap, commit, dd, map, measure, rebase;
+    waiting: options, create, info, check, compare, snapshot, resize, amend, convert
 );
