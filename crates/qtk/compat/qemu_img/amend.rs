@@ -49,12 +49,10 @@ pub(crate) fn run(arguments: Vec<OsString>) -> Outcome {
 impl Request {
     fn run(&self, list: &str, operands: &[OsString], meter: &Meter) -> Outcome {
         let asks_for_help = keyval::asks_for_help(list);
-        let [name] = operands else {
-            return match &self.image.format {
-                Some(format) if asks_for_help && operands.is_empty() => print_help(format),
-                _ => Err(Failure::new("Expecting one image file name")),
-            };
-        };
+        if let Some(format) = self.image.format.as_deref().filter(|_| asks_for_help) {
+            return print_help(format);
+        }
+        let [name] = operands else { return Err(Failure::new("Expecting one image file name")) };
         self.cache.as_deref().map_or(Ok(()), check_cache)?;
         self.amend(name, list, asks_for_help, meter)
     }
@@ -100,8 +98,6 @@ fn amendment(values: &Values) -> Result<Amend, Failure> {
     let text = |name: &str| given(name).map(|text| Some(text).filter(|text| !text.is_empty()));
     // QEMU takes no other backing file than the image has, by its name and its format.
     let backing = Backing { name: given("backing_file").unwrap_or_default(), format: given("backing_fmt") };
-    // A size of zero is none.
-    let size = values.number("size").filter(|&size| size > 0);
     let names_backing = values.is_set("backing_file") || values.is_set("backing_fmt");
     let version = match values.text("compat") {
         None => None,
@@ -119,7 +115,8 @@ fn amendment(values: &Values) -> Result<Amend, Failure> {
         data_file: text("data_file"),
         data_file_raw: values.boolean("data_file_raw"),
         backing: names_backing.then_some(Some(backing)),
-        size,
+        // A size of zero is none.
+        size: values.number("size").filter(|&size| size > 0),
     })
 }
 

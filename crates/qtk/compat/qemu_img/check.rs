@@ -69,8 +69,8 @@ impl Request {
         self.cache.as_deref().map_or(Ok(()), check_source_cache)?;
         let found = self.check(name, output)?;
         match output {
+            _ if self.quiet => {}
             Output::Json => json::print(&found.to_json(name))?,
-            Output::Human if self.quiet => {}
             Output::Human => found.print()?,
         }
         if found.report.check_errors > 0 {

@@ -20,6 +20,9 @@ const NOT_OPENED: u8 = 2;
 /// The exit code where an image could not be read.
 const NOT_READ: u8 = 4;
 
+/// QEMU compares whole sectors.
+const SECTOR: u64 = 512;
+
 #[derive(Default)]
 struct Request {
     first: ImageArguments,
@@ -81,7 +84,7 @@ impl Request {
         }
         self.say(&match comparison {
             Comparison::Identical => "Images are identical.".to_owned(),
-            Comparison::Different { offset } => format!("Content mismatch at offset {offset}!"),
+            Comparison::Different { offset } => format!("Content mismatch at offset {}!", offset - offset % SECTOR),
             Comparison::SizesDiffer => "Strict mode: Image size mismatch!".to_owned(),
             Comparison::AllocationDiffers { offset } => format!("Strict mode: Offset {offset} block status mismatch!"),
         })?;

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use qtk_block::{Access, BlockRead};
 use qtk_image::{Format, Image, NewImage, OpenOptions, create_image, open_base};
+use qtk_qcow2::OptionProblem;
 
 use super::getopt::Options;
 use super::keyval::{self, Values};
@@ -87,9 +88,12 @@ impl Request {
         }
         target::check_place(&path)?;
         check_size(driver, size)?;
+        if values.number("extent_size_hint").is_some_and(|hint| u32::try_from(hint).is_err()) {
+            return Err(Failure::new("Extent size hint is too large"));
+        }
         values.text("data_file").map_or(Ok(()), |file| target::file(OsStr::new(file)).map(drop))?;
         let image = NewImage { base_unseen: true, ..driver.new_image(&values, Some(size))? };
-        create_image(&path, &image).map_err(|error| in_words(error, driver))?;
+        create_image(&path, &image).map_err(|error| in_words(error, driver, &values))?;
         Ok(ExitCode::SUCCESS)
     }
 
@@ -157,11 +161,21 @@ fn check_size(driver: Driver, size: u64) -> Result<(), Failure> {
     }
 }
 
-fn in_words(error: qtk_image::Error, driver: Driver) -> Failure {
-    match error {
+fn in_words(error: qtk_image::Error, driver: Driver, values: &Values) -> Failure {
+    match &error {
         qtk_image::Error::Io { source, .. } if source.kind() == io::ErrorKind::FileTooLarge => {
             Failure::new(format!("The image size is too large for file format '{}'", driver.name))
         }
-        other => other.into(),
+        qtk_image::Error::Qcow2(qtk_qcow2::Error::ImpossibleOptions { problem, .. }) => {
+            let why = match problem {
+                OptionProblem::BackingName => "Invalid argument",
+                OptionProblem::HeaderTooLarge => "No space left on device",
+                _ => return error.into(),
+            };
+            let text = |name| values.text(name).unwrap_or_default();
+            let (name, format) = (text("backing_file"), text("backing_fmt"));
+            Failure::new(format!("Could not assign backing file '{name}' with format '{format}': {why}"))
+        }
+        _ => error.into(),
     }
 }

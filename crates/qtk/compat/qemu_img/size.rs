@@ -18,9 +18,11 @@ pub(crate) enum NumberError {
 pub(crate) fn size(text: &str) -> Result<u64, NumberError> {
     use NumberError::{Malformed, OutOfRange};
     let (negative, digits) = sign(text);
+    if negative {
+        return Err(integer(digits, 10).map_or_else(|error| error, |_| OutOfRange));
+    }
     if let Some(digits) = hexadecimal(digits) {
-        let value = integer(digits, 16)?;
-        return if negative { Err(OutOfRange) } else { Ok(value) };
+        return integer(digits, 16);
     }
     let end = digits.find(|c: char| !c.is_ascii_digit()).unwrap_or(digits.len());
     let (whole, rest) = digits.split_at(end);
@@ -35,9 +37,6 @@ pub(crate) fn size(text: &str) -> Result<u64, NumberError> {
         .filter(|fraction| !fraction.is_empty())
         .map_or(Ok(0.0), |fraction| format!("0.{fraction}").parse::<f64>());
     let fraction = fraction.map_err(|_| Malformed)?;
-    if negative {
-        return Err(OutOfRange);
-    }
     if unit == 1 && fraction > 0.0 {
         return Err(Malformed);
     }
@@ -143,7 +142,9 @@ mod tests {
         ] {
             assert_eq!(size(text), Ok(bytes), "{text}");
         }
-        for text in ["", "k", "1.5", "1.5B", "0x10k", "0x", "1e3", "1 ", "1kk", "inf", "0x1.8", "-x", "."] {
+        for text in [
+            "", "k", "1.5", "1.5B", "0x10k", "0x", "1e3", "1 ", "1kk", "inf", "0x1.8", "-x", ".", "-1M", "-0x1", "-1.0",
+        ] {
             assert_eq!(size(text), Err(NumberError::Malformed), "{text}");
         }
         for text in ["-1", "-0", "16E", "18446744073709551616"] {

@@ -5,7 +5,7 @@ use std::time::SystemTime;
 
 use qtk_block::Access;
 use qtk_image::{Error, edit_open, snapshot_table};
-use qtk_qcow2::{NewSnapshot, SnapshotRefusal};
+use qtk_qcow2::{NewSnapshot, SnapshotRefusal, WriteObstacle};
 
 use super::getopt::Options;
 use super::info::local_time;
@@ -68,14 +68,13 @@ fn list(image: &ImageArguments, name: &OsStr) -> Outcome {
 fn edit(image: &ImageArguments, name: &OsStr, change: &Action) -> Outcome {
     let image = image.open(name, Access::ReadWrite)?;
     let result = edit_open(&image, |transaction| {
-        Ok(match change {
-            Action::List => (),
+        match change {
+            Action::List => {}
             Action::Apply(snapshot) => transaction.apply_snapshot(snapshot)?,
             Action::Delete(snapshot) => transaction.delete_snapshot(snapshot)?,
-            Action::Create(snapshot) => {
-                transaction.create_snapshot(&new_snapshot(snapshot)).map(drop)?;
-            }
-        })
+            Action::Create(snapshot) => transaction.create_snapshot(&new_snapshot(snapshot)).map(drop)?,
+        }
+        Ok(())
     });
     result.map_err(|error| change.in_words(error))?;
     Ok(ExitCode::SUCCESS)
@@ -85,11 +84,8 @@ fn new_snapshot(name: &str) -> NewSnapshot {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     // The format's seconds wrap in 2106. QEMU keeps microseconds.
     let seconds = u32::try_from(now.as_secs() & u64::from(u32::MAX)).unwrap_or_default();
-    NewSnapshot {
-        name: name[..name.floor_char_boundary(MAX_NAME)].to_owned(),
-        taken: (seconds, now.subsec_micros() * 1000),
-        icount: Some(0),
-    }
+    let end = (0..=name.len().min(MAX_NAME)).rev().find(|&end| name.is_char_boundary(end)).unwrap_or_default();
+    NewSnapshot { name: name[..end].to_owned(), taken: (seconds, now.subsec_micros() * 1000), icount: Some(0) }
 }
 
 impl Action {
@@ -105,6 +101,7 @@ impl Action {
             Self::Apply(name) if is_raw => ("apply", name, Some("Block driver does not support snapshots")),
             Self::Apply(name) => ("apply", name, refusal.and_then(apply_refusal)),
             Self::Create(name) if is_raw => ("create", name, Some("Operation not supported")),
+            Self::Create(name) if is_full(&error) => ("create", name, Some("Invalid argument")),
             Self::Create(name) => ("create", name, refusal.and_then(create_refusal)),
             Self::Delete(name) if is_raw || refusal.is_some() => ("delete", name, Some("snapshot not found")),
             Self::Delete(name) => ("delete", name, None),
@@ -112,6 +109,12 @@ impl Action {
         let failure = words.map_or_else(|| Failure::from(error), Failure::new);
         failure.prefix(format_args!("Could not {action} snapshot '{name}': "))
     }
+}
+
+/// Whether a cluster has as many users already as its refcount can say.
+fn is_full(error: &Error) -> bool {
+    let Error::Qcow2(qtk_qcow2::Error::NotWritable { obstacle, .. }) = error else { return false };
+    *obstacle == WriteObstacle::RefcountOverflow
 }
 
 fn apply_refusal(refusal: SnapshotRefusal) -> Option<&'static str> {
