@@ -167,7 +167,7 @@ fn in_words(error: Error, action: &Action, bitmap: &str) -> Failure {
     }
 }
 
-fn refused(bitmap: &str, refusal: &BitmapRefusal) -> Failure {
+pub(crate) fn refused(bitmap: &str, refusal: &BitmapRefusal) -> Failure {
     let not_persistent = |why: &str| format!("Can't make bitmap '{bitmap}' persistent in '{NODE}': {why}");
     Failure::new(match refusal {
         BitmapRefusal::NotFound => format!("Dirty bitmap '{bitmap}' not found"),

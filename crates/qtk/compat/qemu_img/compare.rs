@@ -3,7 +3,7 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use qtk_block::{Access, BlockRead};
-use qtk_image::{Comparison, Image, compare};
+use qtk_image::{Comparison, Error, Image, compare};
 
 use super::getopt::Options;
 use super::message::Failure;
@@ -17,6 +17,8 @@ const OPTIONS: &str = "h|help f: F: T: p q s U|force-share object: image-opts";
 const DIFFERENT: u8 = 1;
 /// The exit code where an image could not be opened.
 const NOT_OPENED: u8 = 2;
+/// The exit code where it could not be found out how an image is stored.
+const NO_STATUS: u8 = 3;
 /// The exit code where an image could not be read.
 const NOT_READ: u8 = 4;
 
@@ -69,7 +71,12 @@ impl Request {
     fn compare(&self, first: &Image, second: &Image, meter: &Meter) -> Outcome {
         let (shorter, longer) = (first.size().min(second.size()), first.size().max(second.size()));
         let comparison = compare(first, second, self.strict, &meter.of(longer));
-        let comparison = comparison.map_err(|error| Failure::from(error).code(NOT_READ))?;
+        let comparison = comparison.map_err(|error| match &error {
+            Error::Status { path, .. } => {
+                Failure::new(format!("Sector allocation test failed for {}", path.display())).code(NO_STATUS)
+            }
+            _ => Failure::from(error).code(NOT_READ),
+        })?;
         // Of the sizes QEMU only speaks when it comes to the end of the shorter one.
         let past_end = match comparison {
             Comparison::Identical => true,

@@ -6,7 +6,7 @@ use qtk_block::{Access, BlockRead};
 use qtk_image::{
     BitmapCopy, ChainLayer, ConvertOptions, ConvertWarning, Error, Format, Image, SnapshotName, Target, convert,
 };
-use qtk_qcow2::Version;
+use qtk_qcow2::{BitmapRefusal, Version};
 
 use super::getopt::{Found, Options};
 use super::keyval::{self, Values};
@@ -14,7 +14,7 @@ use super::message::{self, Failure};
 use super::open::{ImageArguments, check_cache, check_source_cache, could_not_open};
 use super::progress::Meter;
 use super::target::{self, Driver};
-use super::{Outcome, help, size, snapshot_param, words};
+use super::{Outcome, bitmap, help, size, snapshot_param, words};
 
 const OPTIONS: &str = "h|help f: O: B: F: C c o: l: S: p t: T: q n U|force-share m: W r: object: image-opts \
     target-image-opts salvage target-is-zero bitmaps skip-broken-bitmaps";
@@ -291,12 +291,12 @@ impl Request {
     fn warn(&self, warning: &ConvertWarning) {
         match warning {
             ConvertWarning::Unreadable { offset, source } if !self.quiet => {
-                message::warn(&format!("error while reading offset {offset}: {}", words::image(source)));
+                message::warn(&format!("error while reading offset {offset}: {}", words::access(source)));
             }
             ConvertWarning::NoStatus { offset, source } if !self.quiet => {
                 message::warn(&format!(
                     "error while reading block status at offset {offset}: {}",
-                    words::image(source)
+                    words::access(source)
                 ));
             }
             ConvertWarning::BrokenBitmap { name } => {
@@ -324,6 +324,15 @@ fn while_copying(error: Error) -> Failure {
         }
         Error::Write { offset, source, .. } => {
             Failure::new(format!("error while writing at byte {offset}: {}", words::system(source)))
+        }
+        Error::Status { offset, source, .. } => {
+            Failure::new(format!("error while reading block status at offset {offset}: {}", words::access(source)))
+        }
+        Error::BrokenBitmap { name, .. } => Failure::new(format!("Cannot copy inconsistent bitmap '{name}'"))
+            .hint("Try --skip-broken-bitmaps, or use 'qemu-img bitmap --remove' to delete it"),
+        Error::Qcow2(qtk_qcow2::Error::Bitmap { bitmap, refusal, .. }) => {
+            let step = if matches!(refusal, BitmapRefusal::DifferentSizes { .. }) { "populate" } else { "create" };
+            bitmap::refused(bitmap, refusal).prefix(format_args!("Failed to {step} bitmap {bitmap}: "))
         }
         _ => error.into(),
     }

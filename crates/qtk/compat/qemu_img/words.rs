@@ -38,7 +38,7 @@ pub(crate) fn image(error: &Error) -> String {
             format!("Error while reading offset {offset} of {}: {}", path.display(), system(source))
         }
         Error::Read { source, .. } | Error::Write { source, .. } => system(source),
-        Error::Status { source, .. } => image(source),
+        Error::Status { source, .. } => access(source),
         other => other.to_string(),
     }
 }
@@ -125,11 +125,21 @@ fn unsupported(feature: &str) -> String {
     format!("Unsupported qcow2 feature(s): {}", names.join(", "))
 }
 
+/// What QEMU says where guest data cannot be reached: damage is an error of input to it.
+pub(crate) fn access(error: &Error) -> String {
+    if error.is_corruption() { INPUT_OUTPUT.to_owned() } else { image(error) }
+}
+
+const INPUT_OUTPUT: &str = "Input/output error";
+
 /// What the system says, or the library whose error a device has passed on.
 pub(crate) fn system(error: &io::Error) -> String {
     let inner = error.get_ref().map(|inner| inner as &(dyn std::error::Error + 'static));
     if let Some(inner) = inner.and_then(|inner| inner.downcast_ref::<Error>()) {
-        return image(inner);
+        return access(inner);
+    }
+    if error.kind() == io::ErrorKind::InvalidData && inner.is_some() {
+        return INPUT_OUTPUT.to_owned();
     }
     if let Some(inner) = inner.and_then(|inner| inner.downcast_ref::<qtk_qcow2::Error>()) {
         return qcow2(inner);
