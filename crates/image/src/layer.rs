@@ -64,6 +64,8 @@ enum Content {
 pub(crate) struct BackingSpec {
     /// `null`: nothing, whatever the header says.
     pub(crate) none: bool,
+    /// Whether that was said by an empty name.
+    pub(crate) empty: bool,
     /// Another node by its name.
     pub(crate) reference: Option<String>,
     /// What is said of it besides what the header says.
@@ -167,7 +169,7 @@ impl ChainLayer {
             }
         };
         let metadata = open(None)?;
-        known::take_qcow2_tuning(rest)?;
+        known::take_qcow2_tuning(rest, metadata.header())?;
         let data = open_data_file(&storage.path, metadata.header(), rest, options)?;
         let mut layer = match &data {
             Some(data) => open(Some(data))?,
@@ -454,11 +456,9 @@ fn moved(kind: MappingKind, start: u64) -> MappingKind {
 fn take_backing(rest: &mut Options, format: Format, depth: Depth) -> Result<BackingSpec, SpecError> {
     let none = matches!(rest.get("backing"), Some(OptionValue::Null))
         || rest.get("backing").and_then(OptionValue::as_text).is_some_and(str::is_empty);
-    if none {
-        rest.take("backing");
-    }
+    let empty = none.then(|| rest.take("backing")).flatten().is_some_and(|value| value != OptionValue::Null);
     if depth != Depth::Chain || none {
-        return Ok(BackingSpec { none, ..BackingSpec::default() });
+        return Ok(BackingSpec { none, empty, ..BackingSpec::default() });
     }
     let options = rest.take_child("backing");
     let reference = rest.take_text("backing");
@@ -466,7 +466,7 @@ fn take_backing(rest: &mut Options, format: Format, depth: Depth) -> Result<Back
         Some(_) if !options.is_empty() => Err(SpecError::ReferenceWithOptions),
         None if options.is_empty() => Ok(BackingSpec::default()),
         _ if format == Format::Raw => Err(SpecError::NoBackingSupport),
-        reference => Ok(BackingSpec { none, reference, options }),
+        reference => Ok(BackingSpec { none, empty, reference, options }),
     }
 }
 

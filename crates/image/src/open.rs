@@ -93,6 +93,8 @@ pub enum Warning {
         /// What it was taken for.
         format: Format,
     },
+    /// An empty name was given as backing, which older versions of QEMU took for none.
+    EmptyBackingName,
     /// An image that was not closed cleanly was repaired before it is written.
     Repaired {
         /// The image.
@@ -112,6 +114,9 @@ impl fmt::Display for Warning {
                 image.display(),
                 backing.display()
             ),
+            Self::EmptyBackingName => {
+                f.write_str("Use of \"backing\": \"\" is deprecated; use \"backing\": null instead")
+            }
             Self::Repaired { image, findings } => write!(
                 f,
                 "{}: it was not closed cleanly, and has been repaired ({} findings)",
@@ -153,11 +158,12 @@ pub(crate) fn open_chain(
 ) -> Result<(Chain, Vec<Warning>), Error> {
     let mut layers: Vec<ChainLayer> = Vec::new();
     let mut warnings = Vec::new();
-    let mut next = Some((spec, options.format));
+    let mut next = Some((spec, options.format, false));
     let mut depth = 0;
-    while let Some((spec, format)) = next {
+    while let Some((spec, format, described)) = next {
         let access = if depth == 0 || Some(depth) == base { options.access } else { Access::ReadOnly };
-        let host = Host { access, above: &layers };
+        // Who describes a chain can let a file occur twice in it. Headers could so for ever.
+        let host = Host { access, above: if described { &[] } else { &layers } };
         let layer_options = LayerOptions {
             format,
             damaged: options.damaged && depth == 0,
@@ -177,6 +183,9 @@ pub(crate) fn open_chain(
             let (image, backing) = (above.path().to_owned(), layer.path().to_owned());
             warnings.push(Warning::BackingFormatGuessed { image, backing, format: layer.format() });
         }
+        if backing.empty {
+            warnings.push(Warning::EmptyBackingName);
+        }
         if !layer.repairs().is_empty() {
             warnings.push(Warning::Repaired { image: layer.path().to_owned(), findings: layer.repairs().to_vec() });
         }
@@ -187,7 +196,9 @@ pub(crate) fn open_chain(
                 return Err(Error::ChainTooLong { image: last.path().to_owned(), limit: MAX_LAYERS });
             }
             Some(last) => {
-                backing_of(last, backing, options).map_err(|source| under(Some(last), source))?.map(|spec| (spec, None))
+                let described = !backing.options.is_empty();
+                let spec = backing_of(last, backing, options).map_err(|source| under(Some(last), source))?;
+                spec.map(|spec| (spec, None, described))
             }
             None => None,
         };

@@ -142,7 +142,7 @@ impl Storage {
     }
 
     fn window(self, offset: u64, size: Option<u64>, given: Vec<(&'static str, OptionValue)>) -> Result<Self, Error> {
-        let actual = self.len();
+        let actual = self.len().next_multiple_of(SECTOR);
         if offset > actual {
             return Err(SpecError::OffsetPastEnd { offset, actual }.into());
         }

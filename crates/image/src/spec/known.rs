@@ -1,6 +1,7 @@
 //! Options that every node has, and those of qcow2 nodes.
 
 use qtk_block::Access;
+use qtk_qcow2::Header;
 
 use super::{OptionValue, Options, SpecError};
 
@@ -33,12 +34,15 @@ pub(crate) fn take_common(options: &mut Options) -> Result<Common, SpecError> {
     for key in ["auto-read-only", "cache.direct", "cache.no-flush"] {
         options.take_bool(key)?;
     }
-    if let Some(discard) = options.take_text("discard")
-        && !["ignore", "off", "unmap", "on"].contains(&discard.as_str())
-    {
-        return Err(SpecError::Discard);
+    let unmaps = match options.take_text("discard").as_deref() {
+        None | Some("ignore" | "off") => false,
+        Some("unmap" | "on") => true,
+        Some(_) => return Err(SpecError::Discard),
+    };
+    let detection = take_one_of(options, "detect-zeroes", &["off", "on", "unmap"])?;
+    if detection.as_deref() == Some("unmap") && !unmaps {
+        return Err(SpecError::UnmapWithoutDiscard);
     }
-    take_one_of(options, "detect-zeroes", &["off", "on", "unmap"])?;
     Ok(Common { read_only, share })
 }
 
@@ -58,7 +62,8 @@ pub(crate) fn take_one_of(options: &mut Options, key: &str, allowed: &[&str]) ->
 }
 
 /// Takes the options of qcow2 nodes that tune QEMU and mean nothing here, but must make sense.
-pub(crate) fn take_qcow2_tuning(options: &mut Options) -> Result<(), SpecError> {
+pub(crate) fn take_qcow2_tuning(options: &mut Options, header: &Header) -> Result<(), SpecError> {
+    let cluster_size = header.cluster_bits.size();
     const SWITCHES: [&str; 14] = [
         "lazy-refcounts",
         "pass-discard-request",
@@ -75,23 +80,39 @@ pub(crate) fn take_qcow2_tuning(options: &mut Options) -> Result<(), SpecError> 
         "overlap-check.inactive-l2",
         "overlap-check.bitmap-directory",
     ];
-    const SIZES: [&str; 5] =
-        ["cache-size", "l2-cache-size", "l2-cache-entry-size", "refcount-cache-size", "cache-clean-interval"];
-    for key in SIZES {
-        options.take_size(key)?;
-    }
+    take_cache_sizes(options, cluster_size)?;
     for key in SWITCHES {
         options.take_bool(key)?;
     }
-    for option in ["overlap-check", "overlap-check.template"] {
-        if let Some(value) = options.take_text(option)
+    for key in ["overlap-check", "overlap-check.template"] {
+        if let Some(value) = options.take_text(key)
             && !["none", "constant", "cached", "all"].contains(&value.as_str())
         {
-            return Err(SpecError::OverlapCheck { option, value });
+            return Err(SpecError::OverlapCheck(value));
         }
     }
-    for key in ["encrypt.format", "encrypt.key-secret"] {
-        options.take_text(key);
+    options.take_text("encrypt.key-secret");
+    match (options.take_text("encrypt.format"), header.encryption) {
+        (Some(format), None) => Err(SpecError::NotEncrypted(format)),
+        _ => Ok(()),
     }
-    Ok(())
+}
+
+fn take_cache_sizes(options: &mut Options, cluster_size: u64) -> Result<(), SpecError> {
+    let [all, l2, refcounts] = ["cache-size", "l2-cache-size", "refcount-cache-size"].map(|key| options.take_size(key));
+    let (all, l2, refcounts) = (all?, l2?, refcounts?);
+    options.take_size("cache-clean-interval")?;
+    let exceeds = |part: Option<u64>| part.is_some_and(|part| all.is_some_and(|all| part > all));
+    if all.is_some() && l2.is_some() && refcounts.is_some() {
+        return Err(SpecError::AllCacheSizes);
+    }
+    if exceeds(l2) || exceeds(refcounts) {
+        return Err(SpecError::CacheSize(if exceeds(l2) { "l2-cache-size" } else { "refcount-cache-size" }));
+    }
+    match options.take_size("l2-cache-entry-size")? {
+        Some(size) if !size.is_power_of_two() || !(512..=cluster_size).contains(&size) => {
+            Err(SpecError::CacheEntrySize { cluster_size })
+        }
+        _ => Ok(()),
+    }
 }

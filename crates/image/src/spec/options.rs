@@ -100,16 +100,29 @@ pub enum SpecError {
     /// A value that is none of those that an option can have.
     #[error("invalid parameter value: {0}")]
     InvalidValue(String),
-    /// A value of a qcow2 option that is none of those that it can have.
+    /// A set of overlap checks that does not exist.
     #[error(
-        "Unsupported value '{value}' for qcow2 option '{option}'. Allowed are any of the following: none, constant, cached, all"
+        "Unsupported value '{0}' for qcow2 option 'overlap-check'. Allowed are any of the following: none, constant, cached, all"
     )]
-    OverlapCheck {
-        /// The option.
-        option: &'static str,
-        /// Its value.
-        value: String,
+    OverlapCheck(String),
+    /// One of QEMU's caches larger than all of them.
+    #[error("{0} may not exceed cache-size")]
+    CacheSize(&'static str),
+    /// The sizes of QEMU's caches, and their sum as well.
+    #[error("cache-size, l2-cache-size and refcount-cache-size may not be set at the same time")]
+    AllCacheSizes,
+    /// An impossible size of what QEMU caches at a time.
+    #[error("L2 cache entry size must be a power of two between 512 and the cluster size ({cluster_size})")]
+    CacheEntrySize {
+        /// The image's cluster size in bytes.
+        cluster_size: u64,
     },
+    /// A way of decrypting for an image that is not encrypted.
+    #[error("No encryption in image header, but options specified format '{0}'")]
+    NotEncrypted(String),
+    /// Zeroes are to be discarded where nothing is.
+    #[error("setting detect-zeroes to unmap is not allowed without setting discard operation to unmap")]
+    UnmapWithoutDiscard,
     /// `discard` with something else than it can have.
     #[error("Invalid discard option")]
     Discard,
