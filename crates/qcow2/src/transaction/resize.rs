@@ -82,9 +82,10 @@ impl State {
 
     /// Makes what a disk has grown by read as zeroes, whatever the last cluster or the backing has there.
     fn zero_added(&mut self, added: Range<u64>) -> Result<(), Error> {
-        let bits = self.header.cluster_bits;
-        let tail = added.start..added.start.next_multiple_of(bits.size()).min(added.end);
         let hidden = self.backing.as_ref().is_some_and(|backing| backing.size() > added.start);
+        // What hides the backing takes as little space as it can.
+        let grain = if hidden { self.header.subcluster_size() } else { self.header.cluster_bits.size() };
+        let tail = added.start..added.start.next_multiple_of(grain).min(added.end);
         let mut bytes = vec![0; in_memory(tail.end - tail.start)];
         self.read(&mut bytes, tail.start)?;
         if hidden || !is_zero(&bytes) {
