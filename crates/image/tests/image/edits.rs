@@ -185,10 +185,17 @@ proptest! {
             arguments.push("-c");
         }
         arguments.push(&top);
-        theirs.qemu_img(&arguments);
+        let output = theirs.run("qemu-img", &arguments);
+        // It damages its own memory when it compresses what some bases differ in.
+        let crashed = output.status.code().is_none();
+        prop_assert!(crashed && compress || output.status.success(), "{output:?}");
         let base = base.map(|name| Backing { name, format: Some(format.to_owned()) });
         let options = RebaseOptions { base, mode: RebaseMode::Safe, compress };
         rebase(&spec(&ours.file(&top)), &OpenOptions::default(), &options, &NoProgress).unwrap();
+        if crashed {
+            ours.check(&top);
+            return Ok(());
+        }
         assert_same(&theirs, &ours, &top, "qcow2");
         let info = |folder: &Folder| {
             let info: Value = serde_json::from_str(&folder.qemu_img(&["info", "--output=json", &top])).unwrap();
