@@ -69,7 +69,8 @@ fn change_image(bytes: &[u8]) {
     let bitmap = NewBitmap { name: "two".into(), granularity: None, enabled: true };
     let version = |version| Amend { version: Some(version), ..Amend::default() };
     let width = Amend { refcount_bits: Some(64), ..Amend::default() };
-    let changes: [&dyn Fn(&Transaction) -> Result<(), Error>; 13] = [
+    type Change<'a> = &'a dyn Fn(&Transaction) -> Result<(), Error>;
+    let changes: [Change<'_>; 13] = [
         &|t| t.write_at(&[1; 9000], 3000).map_err(own_error),
         &|t| t.zero(5000..90_000).map_err(own_error),
         &|t| t.discard(0..90_000).map_err(own_error),

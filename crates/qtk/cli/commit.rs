@@ -3,7 +3,6 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
-use qtk_block::BlockRead;
 use qtk_image::{CommitOptions, Format, Image, NodeSpec, OpenOptions, commit};
 
 use super::size;

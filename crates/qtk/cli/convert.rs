@@ -103,8 +103,8 @@ impl Convert {
     pub(crate) fn run(&self) -> anyhow::Result<ExitCode> {
         let sources = self.sources.iter().map(|path| self.source(path)).collect::<anyhow::Result<Vec<_>>>()?;
         let (report, path) = match (&self.into, &self.output) {
-            (Some(path), _) => (self.into_existing(&sources, path)?, path),
-            (None, Some(path)) => (self.into_new(&sources, path)?, path),
+            (Some(path), _) => (self.copy_to_existing(&sources, path)?, path),
+            (None, Some(path)) => (self.copy_to_new(&sources, path)?, path),
             (None, None) => return Ok(ExitCode::from(2)),
         };
         if self.json {
@@ -118,13 +118,13 @@ impl Convert {
         guest::open(path, &OpenOptions { snapshot, ..self.access.for_reading() })
     }
 
-    fn into_new(&self, sources: &[Image], path: &Path) -> anyhow::Result<ConvertReport> {
+    fn copy_to_new(&self, sources: &[Image], path: &Path) -> anyhow::Result<ConvertReport> {
         refuse_existing(path, self.force)?;
         let image: NewImage = self.kind.on(&self.base, self.codec);
         self.copy(sources, Target::New { path, image: &image })
     }
 
-    fn into_existing(&self, sources: &[Image], path: &Path) -> anyhow::Result<ConvertReport> {
+    fn copy_to_existing(&self, sources: &[Image], path: &Path) -> anyhow::Result<ConvertReport> {
         let options = OpenOptions { format: Some(self.into_format.into()), ..OpenOptions::writable() };
         let image = guest::open(path, &options)?;
         self.copy(sources, Target::Existing { image, overlay: false })

@@ -2,7 +2,6 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
-use qtk_block::BlockRead;
 use qtk_image::{Format, Image, NodeSpec, OpenOptions, RebaseMode, RebaseOptions, rebase};
 use qtk_qcow2::Backing;
 

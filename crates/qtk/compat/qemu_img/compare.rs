@@ -59,7 +59,7 @@ impl Request {
         let opening = |failure: Failure| failure.code(NOT_OPENED);
         self.cache.as_deref().map_or(Ok(()), check_source_cache).map_err(opening)?;
         let second = ImageArguments { format: self.second_format.clone(), ..self.first.clone() };
-        let meter = Meter::begin(self.progress && !self.quiet);
+        let meter = Meter::new(self.progress && !self.quiet);
         let opened = self.first.open(&names[0], Access::ReadOnly).and_then(|first| {
             let second = second.open(&names[1], Access::ReadOnly)?;
             Ok((first, second))
@@ -69,6 +69,7 @@ impl Request {
     }
 
     fn compare(&self, first: &Image, second: &Image, meter: &Meter) -> Outcome {
+        meter.set(0.0);
         let (shorter, longer) = (first.size().min(second.size()), first.size().max(second.size()));
         let comparison = compare(first, second, self.strict, &meter.of(longer));
         let comparison = comparison.map_err(|error| match &error {

@@ -137,9 +137,9 @@ impl Request {
     fn run(&self, names: &[OsString], output: &OsStr, meter: &Meter) -> Outcome {
         let sources = self.open_sources(names)?;
         if self.target_exists {
-            self.into_existing(&sources, output, meter)
+            self.copy_to_existing(&sources, output, meter)
         } else {
-            self.into_new(&sources, output, meter)
+            self.copy_to_new(&sources, output, meter)
         }
     }
 
@@ -155,7 +155,7 @@ impl Request {
         }
     }
 
-    fn into_new(&self, sources: &[Image], output: &OsStr, meter: &Meter) -> Outcome {
+    fn copy_to_new(&self, sources: &[Image], output: &OsStr, meter: &Meter) -> Outcome {
         let driver = Driver::known(self.driver())?;
         let path = target::file(output)?;
         let values = self.values(driver)?;
@@ -245,7 +245,7 @@ impl Request {
         }
     }
 
-    fn into_existing(&self, sources: &[Image], output: &OsStr, meter: &Meter) -> Outcome {
+    fn copy_to_existing(&self, sources: &[Image], output: &OsStr, meter: &Meter) -> Outcome {
         if self.backing.is_some() && sources.len() > 1 {
             return Err(makes_no_sense());
         }

@@ -192,7 +192,10 @@ mod tests {
 
     const KNOWN: &str = "h|help f|format: q o: object: output: image-opts";
 
-    fn parse(line: &str) -> (Vec<(&'static str, String)>, Result<Vec<String>, String>) {
+    /// The options found, and the operands or what was wrong.
+    type Parsed = (Vec<(&'static str, String)>, Result<Vec<String>, String>);
+
+    fn parse(line: &str) -> Parsed {
         let mut options = Options::new(line.split(' ').map(OsString::from).collect(), KNOWN);
         let mut found = Vec::new();
         loop {
