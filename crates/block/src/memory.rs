@@ -107,7 +107,16 @@ impl BlockWrite for MemoryDisk {
 
     fn zero(&self, range: Range<u64>) -> io::Result<()> {
         let mut content = self.write();
-        for (index, inner, _) in pieces(range.start..range.end.min(content.size)) {
+        let end = range.end.min(content.size);
+        if range.start >= end {
+            return Ok(());
+        }
+        // The range may be far longer than what is stored.
+        let stored: Vec<u64> =
+            content.chunks.range(range.start / CHUNK..=(end - 1) / CHUNK).map(|(&index, _)| index).collect();
+        for index in stored {
+            let start = index * CHUNK;
+            let inner = small(range.start.saturating_sub(start))..small((end - start).min(CHUNK));
             if inner.len() == CHUNK_LEN {
                 content.chunks.remove(&index);
             } else if let Some(chunk) = content.chunks.get_mut(&index) {
@@ -153,6 +162,8 @@ mod tests {
         disk.zero(0..8192).unwrap();
         assert_eq!(disk.extent(1..10_000).unwrap(), Extent { range: 1..10_000, kind: ExtentKind::Zero });
         assert!(disk.read_at(&mut buf, 9_999).is_err());
+        disk.set_size(1 << 60).unwrap();
+        disk.set_size(10_000).unwrap();
         disk.write_at(b"x", 20_000).unwrap();
         disk.set_size(4).unwrap();
         disk.set_size(20_001).unwrap();
