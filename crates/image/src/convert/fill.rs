@@ -292,7 +292,7 @@ impl Filler<'_> {
                     unit.pieces.push(Piece::Copied { guest, bytes: packed.clone(), origin: origin.clone() });
                     continue;
                 }
-                [Part { content: Content::Backing, .. }] => continue,
+                parts if parts.iter().all(|part| matches!(part.content, Content::Backing)) => continue,
                 parts => self.read_rest(unit, parts, &bytes)?,
             }
             if self.shape.zeroes != Zeroes::Data && is_zero(&unit.plain[bytes.clone()]) {
