@@ -7,6 +7,9 @@ use crate::header::{Header, MAX_REFCOUNT_TABLE_SIZE};
 use crate::refcount::RefcountWidth;
 use crate::types::{HostCluster, in_memory};
 
+/// Clusters that an image may grow by in a repair, besides as many as it has.
+const MARGIN: u64 = 1024;
+
 /// Writes refcount blocks and a refcount table for `counts` into free clusters from `from` on, and lets `header` refer to
 /// them. They lie where QEMU puts them: each block in the first free cluster that it counts itself, then the table.
 pub(super) fn rebuild(
@@ -16,7 +19,8 @@ pub(super) fn rebuild(
     claims: &Claims,
     from: HostCluster,
 ) -> Result<(), Error> {
-    let mut rebuilder = Rebuilder { file, header, counts, claims, from, blocks: BTreeMap::new() };
+    let limit = counts.clusters().saturating_mul(2).saturating_add(MARGIN);
+    let mut rebuilder = Rebuilder { file, header, counts, claims, from, limit, blocks: BTreeMap::new() };
     rebuilder.place_blocks(0, u64::MAX)?;
     let table = loop {
         let clusters = rebuilder.table_clusters();
@@ -37,6 +41,8 @@ struct Rebuilder<'a> {
     counts: &'a mut Counts,
     claims: &'a Claims,
     from: HostCluster,
+    /// The cluster before which everything must find room: damage may claim any space past the end of the file.
+    limit: u64,
     blocks: BTreeMap<u64, HostCluster>,
 }
 
@@ -75,7 +81,7 @@ impl Rebuilder<'_> {
 
     /// Clusters that the largest table can count, and a check takes.
     fn countable(&self) -> u64 {
-        (MAX_REFCOUNT_TABLE_SIZE / 8 * self.per_block()).min(MAX_CLUSTERS)
+        (MAX_REFCOUNT_TABLE_SIZE / 8 * self.per_block()).min(MAX_CLUSTERS).min(self.limit)
     }
 
     fn full(&self) -> Error {
