@@ -4,17 +4,17 @@
 
 mod support;
 
-use std::io;
-use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
 use proptest::prelude::*;
-use qtk_block::{BlockRead, BlockWrite, HostStorage, MemoryDisk, WriteRecorder};
+use qtk_block::{BlockRead, WriteRecorder};
 use qtk_qcow2::{Error, Finding, Layer, Repair, RepairReport, check, repair, repair_dirty};
 use serde_json::Value;
 use support::crash::each_remains;
-use support::{counter, memory, mixed_disk, open_damaged, qemu_check, qemu_img, qemu_io, qemu_read, read_all, run};
+use support::{
+    Device, counter, memory, mixed_disk, open_damaged, qemu_check, qemu_img, qemu_io, qemu_read, read_all, run,
+};
 
 const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
 const COPIED: u64 = 1 << 63;
@@ -277,46 +277,6 @@ fn repairs_are_atomic() {
             assert!(report.is_clean(), "{} after event {stop}: {report:#?}", damage.0);
             assert!(read_all(&layer) == old, "{}: other content after event {stop}", damage.0);
         });
-    }
-}
-
-/// A device: it has its size.
-struct Device(MemoryDisk);
-
-impl BlockRead for Device {
-    fn size(&self) -> u64 {
-        self.0.size()
-    }
-
-    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
-        self.0.read_at(buf, offset)
-    }
-}
-
-impl BlockWrite for Device {
-    fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
-        if offset + buf.len() as u64 > self.size() {
-            return Err(io::ErrorKind::StorageFull.into());
-        }
-        self.0.write_at(buf, offset)
-    }
-
-    fn zero(&self, range: Range<u64>) -> io::Result<()> {
-        self.0.zero(range)
-    }
-
-    fn discard(&self, range: Range<u64>) -> io::Result<()> {
-        self.0.discard(range)
-    }
-
-    fn flush(&self) -> io::Result<()> {
-        self.0.flush()
-    }
-}
-
-impl HostStorage for Device {
-    fn set_size(&self, size: u64) -> io::Result<()> {
-        if size > self.size() { Err(io::ErrorKind::StorageFull.into()) } else { Ok(()) }
     }
 }
 

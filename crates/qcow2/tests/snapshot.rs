@@ -10,9 +10,9 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 use qtk_block::{Access, BlockRead, BlockWrite, RawFile};
-use qtk_qcow2::{Error, NewSnapshot, Preallocation, SnapshotRefusal, Transaction};
+use qtk_qcow2::{Error, Layer, NewSnapshot, Preallocation, SnapshotRefusal, Transaction};
 use serde_json::Value;
-use support::{assert_clean, mixed_disk, open, qemu_img, qemu_io, qemu_read, read_all};
+use support::{Device, assert_clean, memory, mixed_disk, open, qemu_img, qemu_io, qemu_read, read_all};
 
 /// A folder with two images that start alike: `qemu.qcow2`, which QEMU changes, and `ours.qcow2`.
 struct Pair {
@@ -370,4 +370,27 @@ fn hostile_snapshots_cannot_free_what_others_use() {
     // More entries than a table can have.
     damage(&pair, |bytes| bytes[table + 8..table + 12].fill(0xff));
     assert!(matches!(open(&pair.ours()).at_snapshot(0).map(drop), Err(Error::Corrupt { .. })));
+}
+
+#[test]
+fn devices_of_fixed_size_take_snapshots_where_there_is_room() {
+    let folder = tempfile::tempdir().unwrap();
+    qemu_img(folder.path(), "create -f qcow2 -o cluster_size=4k image.qcow2 8M");
+    qemu_io(folder.path(), "image.qcow2", &["write -P 7 0 1M"]);
+    let path = folder.path().join("image.qcow2");
+    let mut bytes = std::fs::read(&path).unwrap();
+    bytes.resize(4 << 20, 0);
+    let device = Arc::new(Device(memory(&bytes)));
+    let one = NewSnapshot { name: "one".into(), taken: (1, 0), icount: None };
+    for create in [true, false] {
+        let layer = Arc::new(Layer::open(device.clone(), "device").unwrap());
+        let transaction = Transaction::begin(layer, None).unwrap();
+        let changed =
+            if create { transaction.create_snapshot(&one).map(drop) } else { transaction.delete_snapshot("one") };
+        changed.unwrap();
+        transaction.commit_settled().unwrap();
+        std::fs::write(&path, read_all(&*device)).unwrap();
+        assert_clean(&path);
+        assert!(qemu_read(&path)[..1 << 20].iter().all(|&byte| byte == 7));
+    }
 }

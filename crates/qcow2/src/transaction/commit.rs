@@ -62,13 +62,22 @@ impl State {
         }
         let lasting = settle.then(|| (self.refcounts.clone(), self.host_end()));
         if settle {
-            let bits = self.header.cluster_bits;
-            self.refcounts.begin_at(bits.clusters_for(self.host_end()).max(self.refcounts.end_of_taken()));
+            let start = self.start_of_copies()?;
+            self.refcounts.begin_at(start);
         }
         let moves = self.make_way(settle)?;
         self.write_structures(&moves, |_| true)?;
         let header = self.header_with(&moves);
         Ok(Prepared { header, lasting: lasting.map(|(refcounts, written)| Lasting { refcounts, moves, written }) })
+    }
+
+    /// Where the copies begin that last until a commit has settled: after the file's end, or after the last cluster in use of a
+    /// device, which cannot grow.
+    fn start_of_copies(&mut self) -> Result<u64, Error> {
+        let bits = self.header.cluster_bits;
+        let end = bits.clusters_for(self.host_end()).max(self.refcounts.end_of_taken());
+        let grows = self.file().storage.set_size((end + 1) << bits.bits()).is_ok();
+        if grows { Ok(end) } else { self.refcounts.end() }
     }
 
     /// Writes what the commit moved to its lasting place, which is free since; returns the header that refers to it, and the

@@ -5,11 +5,13 @@
 pub(crate) mod crash;
 
 use std::ffi::OsStr;
+use std::io;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::Arc;
 
-use qtk_block::{Access, BlockRead, HostStorage, MemoryDisk, RawFile};
+use qtk_block::{Access, BlockRead, BlockWrite, HostStorage, MemoryDisk, RawFile};
 use qtk_qcow2::{CheckReport, Layer, check};
 use serde_json::Value;
 
@@ -180,4 +182,44 @@ pub(crate) fn used_clusters(image: &Path) -> Vec<u8> {
         bytes[index * cluster..end].fill(0);
     }
     bytes
+}
+
+/// A device: it has its size.
+pub(crate) struct Device(pub(crate) MemoryDisk);
+
+impl BlockRead for Device {
+    fn size(&self) -> u64 {
+        self.0.size()
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        self.0.read_at(buf, offset)
+    }
+}
+
+impl BlockWrite for Device {
+    fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
+        if offset + buf.len() as u64 > self.size() {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        self.0.write_at(buf, offset)
+    }
+
+    fn zero(&self, range: Range<u64>) -> io::Result<()> {
+        self.0.zero(range)
+    }
+
+    fn discard(&self, range: Range<u64>) -> io::Result<()> {
+        self.0.discard(range)
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        self.0.flush()
+    }
+}
+
+impl HostStorage for Device {
+    fn set_size(&self, size: u64) -> io::Result<()> {
+        if size > self.size() { Err(io::ErrorKind::StorageFull.into()) } else { Ok(()) }
+    }
 }
