@@ -158,16 +158,15 @@ impl State {
     pub(crate) fn write_bitmaps(&mut self, all: bool) -> Result<(), Error> {
         self.record_dirty()?;
         self.resize_bitmaps()?;
-        if all {
-            for index in self.consistent_bitmaps(|_| true) {
-                let contents = self.take_contents(index)?;
-                self.set_contents(index, contents);
-            }
-        }
-        if !self.bitmaps.changed {
+        let anew = if all { self.consistent_bitmaps(|_| true) } else { Vec::new() };
+        if !self.bitmaps.changed && anew.is_empty() {
             return Ok(());
         }
         for index in 0..self.bitmaps.entries.len() {
+            if anew.binary_search(&index).is_ok() {
+                let contents = self.take_contents(index)?;
+                self.set_contents(index, contents);
+            }
             self.store_bitmap(index)?;
         }
         if let Some(old) = self.bitmaps.stored.take() {

@@ -54,7 +54,13 @@ pub(crate) fn read_contents(
         let problem = "its table does not have the size that the disk's size asks for";
         return Err(file.corrupt(Corruption::Bitmap { name: bitmap.name.clone(), problem }));
     }
-    for (index, entry) in (0..).zip(read_table(file, bits, bitmap)?) {
+    let table = read_table(file, bits, bitmap)?;
+    let stored = table.iter().filter(|entry| matches!(entry, TableEntry::Stored(_))).count() as u64;
+    if stored > bits.clusters_for(file.storage.size()) {
+        let problem = "its table refers to more clusters than the file has";
+        return Err(file.corrupt(Corruption::Bitmap { name: bitmap.name.clone(), problem }));
+    }
+    for (index, entry) in (0..).zip(table) {
         match entry {
             TableEntry::AllZeroes => {}
             TableEntry::AllOnes => contents.load_page(index, None),
