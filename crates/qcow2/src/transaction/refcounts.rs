@@ -273,7 +273,8 @@ impl Refcounts {
         self.add(cluster, place)
     }
 
-    fn refuse_metadata(&self, cluster: HostCluster, place: Place) -> Result<(), Error> {
+    /// Fails if a cluster that is to be guest data holds metadata.
+    pub(super) fn refuse_metadata(&self, cluster: HostCluster, place: Place) -> Result<(), Error> {
         match self.committed.metadata.place_of(cluster) {
             Some(first) => Err(self.overlap(cluster, first, place)),
             None => Ok(()),

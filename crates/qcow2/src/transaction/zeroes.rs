@@ -49,7 +49,10 @@ impl State {
                         _ => None,
                     };
                     (*entry, *origin) = match kept {
-                        Some(host) => (self.zeroes_at(host, users)?, *origin),
+                        Some(host) => {
+                            self.refcounts.refuse_metadata(host, place)?;
+                            (self.zeroes_at(host, users)?, *origin)
+                        }
                         None => self.other_zeroes(host, *origin, users, place)?,
                     };
                 }
