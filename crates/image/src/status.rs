@@ -12,9 +12,7 @@ const L2_SLICE: u64 = 64 << 10;
 #[derive(Clone, Debug)]
 pub(crate) struct Status {
     pub(crate) run: Run,
-    /// Whether its data may be a hole of the file.
-    pub(crate) may_be_hole: bool,
-    /// Whether it is one, and reads as zeroes.
+    /// Whether its data is a hole of the file, and reads as zeroes.
     pub(crate) is_hole: bool,
     /// Whether it has a place in the file, though nothing is stored there.
     pub(crate) is_reserved: bool,
@@ -54,14 +52,14 @@ impl<'a> Statuses<'a> {
     fn first_of(&mut self, run: Run) -> Result<Status, Error> {
         let end = self.step_end(&run);
         let front = Run { range: run.range.start..end, ..run };
-        let mut status = Status { run: front, may_be_hole: false, is_hole: false, is_reserved: false };
+        let mut status = Status { run: front, is_hole: false, is_reserved: false };
         let layer = &self.chain.layers()[run.depth];
         if let MappingKind::Data { host } = run.kind
             && layer.tells_holes()?
         {
             let (host_end, is_hole) = layer.hole(host.0..host.0.saturating_add(end - run.range.start))?;
             status.run.range.end = run.range.start + (host_end - host.0);
-            (status.may_be_hole, status.is_hole) = (true, is_hole);
+            status.is_hole = is_hole;
         }
         if run.kind == MappingKind::Unallocated {
             let (front, host) = layer.reserved(status.run.range.clone())?;
@@ -107,7 +105,6 @@ pub(crate) struct StatusFlags {
     zero: bool,
     has_offset: bool,
     compressed: bool,
-    may_be_hole: bool,
     /// Whether the disk ends here.
     last: bool,
 }
@@ -124,6 +121,6 @@ impl StatusFlags {
         };
         let compressed = matches!(run.kind, MappingKind::Compressed { .. });
         let last = run.range.end >= disk_size;
-        Self { allocated, zero, has_offset, compressed, may_be_hole: status.may_be_hole, last }
+        Self { allocated, zero, has_offset, compressed, last }
     }
 }

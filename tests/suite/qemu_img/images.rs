@@ -132,13 +132,14 @@ impl Pair<'_> {
         let snapshots = texts(&info["snapshots"], "id");
         let bitmaps = texts(&info["format-specific"]["data"]["bitmaps"], "name");
         let snapshots = snapshots.iter().filter_map(|id| self.snapshot(id));
-        snapshots.chain(bitmaps.iter().filter_map(|name| self.bitmap(name))).collect()
+        snapshots.chain(bitmaps.iter().enumerate().filter_map(|(index, name)| self.bitmap(index, name))).collect()
     }
 
     /// What is marked in a bitmap, as the judge's NBD server shows it.
-    fn bitmap(&self, name: &str) -> Option<String> {
+    fn bitmap(&self, index: usize, name: &str) -> Option<String> {
         let [qemu, ours] = self.sides.each_ref().map(|side| {
-            let (image, socket) = (side.join(self.name), side.join("nbd-socket"));
+            // A server takes its socket away some time after its client has gone: each has its own.
+            let (image, socket) = (side.join(self.name), side.join(format!("nbd-socket-{index}")));
             let serve = ["10", "qemu-nbd", "-r", "--fork", "-f", "qcow2", "-k", arg(&socket), "-B", name, arg(&image)];
             let served = run(&mut command("timeout", &serve));
             let node = format!(

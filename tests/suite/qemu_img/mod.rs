@@ -13,18 +13,14 @@ mod run;
 mod script;
 mod sequences;
 
-/// A test for each file of cases. Those that wait for their subcommand run with `QTK_WAITING=1`.
+/// A test for each file of cases.
 macro_rules! cases {
-    ($($name:ident),*; waiting: $($waiting:ident),*) => {
-        $(#[test] fn $name() { run::file(stringify!($name)); })*
-        $(#[test] fn $waiting() {
-            if std::env::var_os("QTK_WAITING").is_some() || std::env::var_os("QTK_UPSTREAM").is_some() {
-                run::file(stringify!($waiting));
-            }
-        })*
-    };
+    ($($name:ident)*) => {$(
+        #[test]
+        fn $name() {
+            run::file(stringify!($name));
+        }
+    )*};
 }
 
-cases!(bench, bitmap, commit, dd, map, measure, rebase;
-    waiting: options, create, info, check, compare, snapshot, resize, amend, convert
-);
+cases!(amend bench bitmap check commit compare convert create dd info map measure options rebase resize snapshot);
