@@ -1,17 +1,13 @@
 use std::num::NonZeroU64;
 use std::ops::Range;
-use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
-use std::sync::Arc;
 
-use qtk_block::{Access, BlockRead, BlockWrite, ExtentKind, HostStorage, Progress};
+use qtk_block::{Access, BlockRead, BlockWrite, ExtentKind, Progress};
 use qtk_qcow2::MappingKind;
 
 use crate::chain::in_memory;
 use crate::status::{Status, Statuses};
-use crate::{
-    Chain, ChainLayer, Error, Format, Image, NodeSpec, OpenOptions, RateLimit, Run, Transaction, edit, name, open,
-};
+use crate::{Chain, ChainLayer, Error, Image, NodeSpec, OpenOptions, RateLimit, Run, Transaction, edit, name, open};
 
 /// How an overlay is committed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -21,6 +17,8 @@ pub struct CommitOptions {
     pub base: Option<String>,
     /// Whether to leave the overlay as it is, instead of emptying it.
     pub keep_overlay: bool,
+    /// Whether a base may be written whose format no header names, and which was guessed.
+    pub guess_base: bool,
     /// Most bytes to copy in a second.
     pub rate_limit: Option<NonZeroU64>,
 }
@@ -54,10 +52,20 @@ pub fn commit(
     }
     let image = Image::of_chain(chain, Access::ReadWrite);
     let base = Image::of_chain(image.chain().from(depth), Access::ReadWrite);
+    if let Some(layer) = base.chain().named().filter(|layer| layer.format_probed() && !options.guess_base) {
+        let (path, format) = (layer.path().to_owned(), layer.format());
+        let problem =
+            format!("its overlay does not name its format, and {format} is only a guess; rebase the overlay with it");
+        return Err(Error::Invalid { path, problem });
+    }
     let grain = grain(&base);
     let mut work = Work { image: &image, depth, grain, limit: options.rate_limit.map(RateLimit::new), progress };
-    match base.chain().named().map_or(Ok(None), in_place)? {
+    match base.in_place()? {
         Some(device) => {
+            if device.size() < image.size() {
+                let problem = "it is a device smaller than the disk".to_owned();
+                return Err(Error::Invalid { path: base.path().to_owned(), problem });
+            }
             work.copy_to(&*device)?;
             device.flush().map_err(Error::io(base.path(), "sync it"))?;
         }
@@ -102,32 +110,14 @@ fn grain(base: &Image) -> u64 {
     qcow2.map_or(MAX_GRAIN, |qcow2| qcow2.cluster_size().clamp(MIN_GRAIN, MAX_GRAIN))
 }
 
-/// The base itself, if it is a block device, for which there are no transactions.
-fn in_place(base: &ChainLayer) -> Result<Option<Arc<dyn HostStorage>>, Error> {
-    let metadata = base.file().file().metadata().map_err(Error::io(base.path(), "look at it"))?;
-    let is_device = base.format() == Format::Raw && metadata.file_type().is_block_device();
-    Ok(is_device.then(|| base.storage()))
-}
-
 /// Begins a transaction on a base that has at least `size` bytes afterwards.
 fn begin_grown(base: Image, size: u64) -> Result<Transaction, Error> {
     let grows = base.size() < size;
-    match base.chain().named() {
-        // Zeroes past the end of a disk are what its overlay shows there anyway.
-        Some(raw) if grows && raw.format() == Format::Raw => {
-            let end = raw.part().start.checked_add(size);
-            let end = end.ok_or_else(|| Error::SizeNotPositive { path: raw.path().to_owned() })?;
-            raw.file().set_size(end).map_err(Error::io(raw.path(), "set its size"))?;
-            base.begin()
-        }
-        _ => {
-            let transaction = base.begin()?;
-            if grows {
-                transaction.resize(size)?;
-            }
-            Ok(transaction)
-        }
+    let transaction = base.begin()?;
+    if grows {
+        transaction.grow(size)?;
     }
+    Ok(transaction)
 }
 
 struct Work<'a> {

@@ -1,12 +1,11 @@
-use std::fs::File;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use qtk_block::{Access, BlockRead, BlockWrite, Extent, ExtentKind, HostStorage, OutputFile, RawFile};
+use qtk_block::{Access, BlockRead, BlockWrite, Extent, ExtentKind, HostStorage, ImageLock, OutputFile, RawFile};
 use qtk_qcow2::{Backing, ClusterBits, CreateOptions, Preallocation};
 
-use crate::convert::{refuse_used, storage_of};
+use crate::convert::{NewFile, lock_for_writing, refuse_used, storage_of};
 use crate::layer::{SECTOR, file_id};
 use crate::open::Warning;
 use crate::{Error, Format, Image, NodeSpec, OpenOptions, name};
@@ -90,14 +89,14 @@ impl NewImage {
 }
 
 /// Makes an empty image, or an overlay on a base, at `path`. It appears when it is complete; what was there is replaced.
-/// On a block device, and with an external data file, what was there is overwritten.
+/// On a block device what was there is overwritten. An external data file is made anew in the same way.
 ///
 /// The base and everything beneath it is opened, to be sure that it can be. Returns what the user should be told.
 pub fn create_image(path: &Path, new: &NewImage) -> Result<Vec<Warning>, Error> {
     let Prepared { options, base } = new.prepare(path, None)?;
     match new.format {
         Format::Raw => create_raw(path, options.size, options.preallocation)?,
-        Format::Qcow2 => create_qcow2(path, &options)?,
+        Format::Qcow2 => create_qcow2(path, &options, base.as_slice())?,
     }
     Ok(base.map_or_else(Vec::new, |base| base.warnings().to_vec()))
 }
@@ -125,12 +124,14 @@ fn backing(path: &Path, base: &Path, format: Option<String>) -> Result<Backing, 
 }
 
 fn create_raw(path: &Path, size: u64, preallocation: Preallocation) -> Result<(), Error> {
-    if let Some(device) = open_device(path)? {
-        return if size <= device.size() {
-            Ok(())
-        } else {
-            Err(Error::Invalid { path: path.to_owned(), problem: "the device is smaller than the disk".to_owned() })
-        };
+    if let Some((device, _lock)) = open_device(path)? {
+        if size > device.size() {
+            let problem = "the device is smaller than the disk".to_owned();
+            return Err(Error::Invalid { path: path.to_owned(), problem });
+        }
+        // So that it does not pass for the image that was there.
+        let wiped = device.zero(0..SECTOR.min(device.size())).and_then(|()| device.flush());
+        return wiped.map_err(Error::io(path, "write to it"));
     }
     let _lock = refuse_used(path)?;
     let output = OutputFile::create(path).map_err(Error::io(path, "create it"))?;
@@ -173,42 +174,45 @@ pub(crate) fn extend(path: &Path, file: &RawFile, size: u64, preallocation: Prea
     }
 }
 
-fn create_qcow2(path: &Path, options: &CreateOptions) -> Result<(), Error> {
+/// `beneath` is what it lies on.
+fn create_qcow2(path: &Path, options: &CreateOptions, beneath: &[Image]) -> Result<(), Error> {
     let name = path.to_string_lossy();
-    let data = options.data_file.as_deref().map(|name| new_data_file(path, Path::new(name))).transpose()?;
-    let data = data.map(|file| Arc::new(file) as Arc<dyn HostStorage>);
-    if let Some(device) = open_device(path)? {
+    let data_path = options.data_file.as_deref().map(Path::new);
+    let data_file = data_path.map(|data| new_data_file(path, data, beneath)).transpose()?.zip(data_path);
+    let data = data_file.as_ref().map(|(file, path)| file.storage(path)).transpose()?;
+    let data = data.map(|data| data as Arc<dyn HostStorage>);
+    let commit_data = || data_file.map_or(Ok(()), |(file, path)| file.commit(path));
+    if let Some((device, _lock)) = open_device(path)? {
         let draft = tempfile::tempfile().and_then(RawFile::from_file);
         let draft = Arc::new(draft.map_err(Error::io(path, "make room for its draft"))?);
         qtk_qcow2::create_with(draft.clone(), data, &name, options)?;
+        commit_data()?;
         return copy_onto(&draft, &device, path);
     }
     let _lock = refuse_used(path)?;
     let output = OutputFile::create(path).map_err(Error::io(path, "create it"))?;
     qtk_qcow2::create_with(storage_of(path, &output)?, data, &name, options)?;
+    commit_data()?;
     output.commit().map_err(Error::io(path, "put it in its place"))
 }
 
-/// Makes the external data file of a new image anew, as a name from the working directory.
-fn new_data_file(image: &Path, path: &Path) -> Result<RawFile, Error> {
+/// Begins the external data file of a new image, as a name from the working directory.
+fn new_data_file(image: &Path, path: &Path, beneath: &[Image]) -> Result<NewFile, Error> {
     if path == image || (file_id(path).is_some() && file_id(path) == file_id(image)) {
         let problem = "an image cannot be its own data file".to_owned();
         return Err(Error::Invalid { path: path.to_owned(), problem });
     }
-    if let Some(device) = open_device(path)? {
-        return Ok(device);
-    }
-    let _lock = refuse_used(path)?;
-    let file = File::options().read(true).write(true).create(true).truncate(true).open(path);
-    file.and_then(RawFile::from_file).map_err(Error::io(path, "create it"))
+    NewFile::create(path, beneath)
 }
 
-/// The block device at `path`, if it is one: that is written in place.
-pub(crate) fn open_device(path: &Path) -> Result<Option<RawFile>, Error> {
+/// The block device at `path`, if it is one, and its lock: that is written in place.
+pub(crate) fn open_device(path: &Path) -> Result<Option<(RawFile, Option<ImageLock>)>, Error> {
     if !path.metadata().is_ok_and(|metadata| metadata.file_type().is_block_device()) {
         return Ok(None);
     }
-    RawFile::open(path, Access::ReadWrite).map(Some).map_err(Error::io(path, "open it for writing"))
+    let device = RawFile::open(path, Access::ReadWrite).map_err(Error::io(path, "open it for writing"))?;
+    let lock = lock_for_writing(path, device.file())?;
+    Ok(Some((device, lock)))
 }
 
 /// Copies a new image onto a device, whose old content must not show through; the header last, as an image half-made is none.

@@ -1,8 +1,10 @@
 use std::io;
 use std::ops::Range;
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use qtk_block::{Access, BlockRead, Extent};
+use qtk_block::{Access, BlockRead, Extent, HostStorage};
 
 use crate::layer::Depth;
 use crate::open::{self, OpenOptions, Warning};
@@ -55,6 +57,13 @@ impl Image {
     /// dropped; to see the new state as an image, open it again.
     pub fn begin(self) -> Result<Transaction, Error> {
         Transaction::begin(self)
+    }
+
+    /// What the disk lies in, if that is a block device, which is written in place: for it there are no transactions.
+    pub(crate) fn in_place(&self) -> Result<Option<Arc<dyn HostStorage>>, Error> {
+        let Some(layer) = self.chain.named().filter(|layer| layer.format() == Format::Raw) else { return Ok(None) };
+        let metadata = layer.file().file().metadata().map_err(Error::io(&self.path, "look at it"))?;
+        Ok(metadata.file_type().is_block_device().then(|| layer.storage()))
     }
 
     pub(crate) fn access(&self) -> Access {

@@ -6,7 +6,7 @@ use qtk_qcow2::Finding;
 
 use crate::layer::{BackingSpec, Depth, LayerOptions};
 use crate::redo::{self, Leftover};
-use crate::storage::Host;
+use crate::storage::{Host, Part};
 use crate::{Chain, ChainLayer, Error, Format, NodeSpec, SnapshotName, SpecError, name};
 
 /// Most layers of a chain.
@@ -261,6 +261,10 @@ fn push(layers: &mut Vec<ChainLayer>, layer: ChainLayer, access: Access) -> Resu
     if layer.format() == Format::Raw
         && let Leftover::ReadThrough(log) = redo::recover(layer.path(), layer.file(), access)?
     {
+        if layer.part() != Part::default() {
+            let problem = "a change to the whole file is unfinished; opening it for writing finishes that".to_owned();
+            return Err(Error::Invalid { path: layer.path().to_owned(), problem });
+        }
         layers.push(*log);
     }
     layers.push(layer);

@@ -11,7 +11,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use qtk_block::{Access, BlockRead, BlockWrite, Extent, ExtentKind, RawFile, read_padded};
+use qtk_block::{Access, BlockRead, BlockWrite, Extent, ExtentKind, HostStorage, RawFile, read_padded};
 use qtk_qcow2::{Backing, CreateOptions, Layer};
 use sha2::{Digest, Sha256};
 use zerocopy::big_endian::U64;
@@ -19,7 +19,7 @@ use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligne
 
 use crate::chain::in_memory;
 use crate::layer::SECTOR;
-use crate::{Chain, ChainLayer, Error};
+use crate::{ChainLayer, Error};
 
 const MAGIC: [u8; 8] = *b"QTKREDO1";
 const SECTOR_LEN: usize = 512;
@@ -88,8 +88,8 @@ struct Target {
 }
 
 impl RedoLog {
-    /// Begins a transaction on `raw`, the only layer of `chain`, whose write lock is held.
-    pub(crate) fn begin(raw: &ChainLayer, chain: &Chain) -> Result<Self, Error> {
+    /// Begins a transaction on the whole file of `raw`, whose write lock is held.
+    pub(crate) fn begin(raw: &ChainLayer) -> Result<Self, Error> {
         let path = raw.path();
         let metadata = raw.file().file().metadata().map_err(Error::io(path, "look at it"))?;
         if !metadata.is_file() {
@@ -98,7 +98,7 @@ impl RedoLog {
         }
         let target = Target::new(raw.file(), path);
         let log = target.create_log(metadata.permissions())?;
-        match target.begin_overlay(&log, raw.size(), chain) {
+        match target.begin_overlay(&log) {
             Ok(overlay) => Ok(Self { overlay, log, target, recorded: Mutex::default() }),
             Err(error) => {
                 target.remove_log()?;
@@ -115,10 +115,16 @@ impl RedoLog {
         let mut recorded = self.recorded.lock().unwrap_or_else(PoisonError::into_inner);
         let layer = match recorded.take() {
             Some(layer) => layer,
-            None => self.record().map(Box::new).inspect_err(|_| {
-                // It may look complete, though the disk has not said that it is stored.
-                let _ = self.target.remove_log();
-            })?,
+            None => {
+                let old_size = self.target.image.size();
+                self.record().map(Box::new).inspect_err(|_| {
+                    // It may look complete, though the disk has not said that it is stored.
+                    let _ = self.target.remove_log();
+                    if self.target.image.size() > old_size {
+                        let _ = self.target.image.set_size(old_size);
+                    }
+                })?
+            }
         };
         let layer = recorded.insert(layer);
         self.target.apply(layer).map_err(|source| self.target.unfinished(source))?;
@@ -129,6 +135,7 @@ impl RedoLog {
     fn record(&self) -> Result<Layer, Error> {
         self.overlay.commit()?;
         let layer = Layer::open(self.log.clone(), self.target.log_path.to_string_lossy())?;
+        self.target.grow(layer.size())?;
         let begin = self.log.size().next_multiple_of(layer.cluster_size());
         let mut end = begin;
         let mut all = Sha256::new();
@@ -205,7 +212,8 @@ impl Target {
         Ok(Arc::new(log.map_err(Error::io(&self.log_path, "create the transaction's log"))?))
     }
 
-    fn begin_overlay(&self, log: &Arc<RawFile>, size: u64, chain: &Chain) -> Result<qtk_qcow2::Transaction, Error> {
+    fn begin_overlay(&self, log: &Arc<RawFile>) -> Result<qtk_qcow2::Transaction, Error> {
+        let size = self.image.size().next_multiple_of(SECTOR);
         let image_name = self.image_path.file_name().unwrap_or_default().to_string_lossy();
         // Not to be taken for a protocol.
         let name = if image_name.contains(':') { format!("./{image_name}") } else { image_name.into_owned() };
@@ -215,7 +223,15 @@ impl Target {
         let name = self.log_path.to_string_lossy();
         qtk_qcow2::create(log.clone(), &name, &options)?;
         let layer = Arc::new(Layer::open(log.clone(), name)?);
-        Ok(qtk_qcow2::Transaction::begin(layer, Some(Arc::new(chain.clone())))?)
+        Ok(qtk_qcow2::Transaction::begin(layer, Some(self.image.clone()))?)
+    }
+
+    /// Lets the image have at least `size` bytes. Sectors do not count that it ends in.
+    fn grow(&self, size: u64) -> Result<(), Error> {
+        if self.image.size().next_multiple_of(SECTOR) >= size {
+            return Ok(());
+        }
+        self.image.set_size(size).map_err(Error::io(&self.image_path, "set its size"))
     }
 
     fn read_image(&self, buf: &mut [u8], offset: u64) -> Result<(), Error> {

@@ -4,8 +4,10 @@ use std::ops::Range;
 use qtk_block::{Access, BlockRead, BlockWrite, Extent, Preallocation};
 
 use crate::format::{Probe, probe};
+use crate::layer::SECTOR;
 use crate::redo::RedoLog;
-use crate::{Chain, Error, Format, Image};
+use crate::storage::Part;
+use crate::{Chain, Error, Format, Image, SpecError};
 
 /// Changes to an image that happen as a whole or not at all. Dropping it takes them back.
 ///
@@ -17,6 +19,8 @@ pub struct Transaction {
     change: Change,
     chain: Chain,
     format_probed: bool,
+    /// The part of a raw image's file that is its disk; a qcow2 image's is all of it.
+    part: Part,
 }
 
 #[derive(Debug)]
@@ -38,9 +42,10 @@ impl Transaction {
                 let beneath = chain.beneath().map(|beneath| std::sync::Arc::new(beneath) as _);
                 Change::Qcow2(qtk_qcow2::Transaction::begin(layer.clone(), beneath)?)
             }
-            None => Change::Raw(RedoLog::begin(top, &chain)?),
+            None => Change::Raw(RedoLog::begin(top)?),
         };
-        Ok(Self { format_probed: top.format_probed(), change, chain })
+        let part = if top.qcow2().is_some() { Part::default() } else { top.part() };
+        Ok(Self { format_probed: top.format_probed(), part, change, chain })
     }
 
     /// Makes the changes permanent: when this returns, they are on stable storage. Afterwards the transaction can only be
@@ -64,12 +69,29 @@ impl Transaction {
         }
     }
 
-    /// Gives a qcow2 image's disk another size. That of a raw image is its file's.
-    pub(crate) fn resize(&self, size: u64) -> Result<(), Error> {
-        match &self.change {
-            Change::Qcow2(transaction) => Ok(transaction.resize(size, Preallocation::Off)?),
-            Change::Raw(_) => Ok(()),
+    /// Lets the disk have `size` bytes, which is more than it has.
+    pub(crate) fn grow(&self, size: u64) -> Result<(), Error> {
+        if self.part.len.is_some() {
+            return Err(SpecError::FixedSize.into());
         }
+        let path = || self.chain.named().map_or_else(Default::default, |layer| layer.path().to_owned());
+        let end = self.part.start.checked_add(size).and_then(|end| end.checked_next_multiple_of(SECTOR));
+        let end = end.ok_or_else(|| Error::SizeNotPositive { path: path() })?;
+        Ok(self.device().resize(end, Preallocation::Off)?)
+    }
+
+    /// Where a range of the disk lies on the device.
+    fn place(&self, range: &Range<u64>) -> io::Result<Range<u64>> {
+        if range.start > range.end || range.end > self.size() {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        // The disk's end does not overflow there.
+        Ok(self.part.start + range.start..self.part.start + range.end)
+    }
+
+    fn place_of(&self, len: usize, offset: u64) -> io::Result<u64> {
+        let end = offset.checked_add(len as u64).ok_or(io::ErrorKind::UnexpectedEof)?;
+        Ok(self.place(&(offset..end))?.start)
     }
 
     /// A guest must not be able to choose how its disk is read the next time.
@@ -102,29 +124,32 @@ impl Transaction {
 
 impl BlockRead for Transaction {
     fn size(&self) -> u64 {
-        self.device().size()
+        let device = self.device().size().saturating_sub(self.part.start);
+        // As a raw layer's, in whole sectors.
+        self.part.len.map_or(device, |len| len.next_multiple_of(SECTOR).min(device))
     }
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
-        self.device().read_at(buf, offset)
+        self.device().read_at(buf, self.place_of(buf.len(), offset)?)
     }
 
     fn extent(&self, range: Range<u64>) -> io::Result<Extent> {
-        self.device().extent(range)
+        let found = self.device().extent(self.place(&range)?)?;
+        Ok(Extent { range: range.start..found.range.end - self.part.start, ..found })
     }
 }
 
 impl BlockWrite for Transaction {
     fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
-        self.device().write_at(buf, offset)
+        self.device().write_at(buf, self.place_of(buf.len(), offset)?)
     }
 
     fn zero(&self, range: Range<u64>) -> io::Result<()> {
-        self.device().zero(range)
+        self.device().zero(self.place(&range)?)
     }
 
     fn discard(&self, range: Range<u64>) -> io::Result<()> {
-        self.device().discard(range)
+        self.device().discard(self.place(&range)?)
     }
 
     /// Does nothing: only [`commit`](Transaction::commit) makes a transaction's writes permanent.

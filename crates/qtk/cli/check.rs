@@ -10,6 +10,7 @@ use qtk_qcow2::{CheckReport, Repair, RepairReport, repair};
 use serde_json::{Value, json};
 
 use super::arguments::ImageArguments;
+use super::create::refuse_existing;
 use super::text;
 use crate::progress::Bar;
 
@@ -30,6 +31,10 @@ pub(crate) struct Check {
     /// Copy what can be read of the disk, its backing files included, to a new qcow2 image, and list the ranges that are lost
     #[arg(long, value_name = "OUT", conflicts_with = "repair")]
     salvage: Option<PathBuf>,
+
+    /// Replace a file that is there already with the salvaged image
+    #[arg(long, requires = "salvage")]
+    force: bool,
 
     /// Print JSON, as `qemu-img check --output=json` does
     #[arg(long)]
@@ -77,6 +82,7 @@ impl Check {
     /// The exit code is that of a check: something is lost, or all is there.
     fn salvage(&self, output: &Path) -> anyhow::Result<ExitCode> {
         let options = OpenOptions { damaged: true, ..self.image.access.for_reading() };
+        refuse_existing(output, self.force)?;
         let image = Image::open(&self.image.image, &options)?;
         let mut ranges = Vec::new();
         let progress = Bar::new(image.size(), "Salvaging");

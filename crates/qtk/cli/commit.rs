@@ -35,6 +35,7 @@ impl Commit {
         let options = CommitOptions {
             base: self.base.clone(),
             keep_overlay: self.keep,
+            guess_base: false,
             rate_limit: self.rate_limit.and_then(NonZeroU64::new),
         };
         let bar = Bar::new(disk, "committing");

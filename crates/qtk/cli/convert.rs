@@ -10,7 +10,6 @@ use qtk_image::{
 use serde_json::{Value, json};
 
 use super::arguments::{AccessArguments, FormatName};
-use super::create::refuse_existing;
 use super::new_image::{BaseArguments, Codec, NewImageArguments};
 use super::{guest, size, text};
 use crate::progress::Bar;
@@ -119,7 +118,7 @@ impl Convert {
     }
 
     fn copy_to_new(&self, sources: &[Image], path: &Path) -> anyhow::Result<ConvertReport> {
-        refuse_existing(path, self.force)?;
+        self.kind.refuse_existing(path, self.force)?;
         let image: NewImage = self.kind.on(&self.base, self.codec);
         self.copy(sources, Target::New { path, image: &image })
     }
@@ -155,7 +154,7 @@ impl Convert {
 /// What a copy did, for `--json`.
 pub(crate) fn to_json(path: &Path, report: &ConvertReport) -> Value {
     json!({
-        "filename": path,
+        "filename": path.to_string_lossy(),
         "virtual-size": report.disk_size,
         "file-size": report.file_size,
         "compressed-clusters": report.compressed,

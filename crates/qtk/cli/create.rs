@@ -36,7 +36,7 @@ pub(crate) struct Create {
 
 impl Create {
     pub(crate) fn run(&self) -> anyhow::Result<ExitCode> {
-        refuse_existing(&self.output, self.force)?;
+        self.kind.refuse_existing(&self.output, self.force)?;
         let new = NewImage { size: self.size, ..self.kind.on(&self.base, self.compression) };
         for warning in create_image(&self.output, &new)? {
             text::warn(&warning.to_string());

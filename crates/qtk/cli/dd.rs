@@ -7,7 +7,6 @@ use qtk_image::{DdOptions, dd};
 
 use super::arguments::AccessArguments;
 use super::convert::to_json;
-use super::create::refuse_existing;
 use super::new_image::NewImageArguments;
 use super::{guest, size, text};
 use crate::progress::Bar;
@@ -52,7 +51,7 @@ pub(crate) struct Dd {
 impl Dd {
     pub(crate) fn run(&self) -> anyhow::Result<ExitCode> {
         let image = guest::open(&self.image, &self.access.for_reading())?;
-        refuse_existing(&self.output, self.force)?;
+        self.kind.refuse_existing(&self.output, self.force)?;
         let options = DdOptions { block_size: self.block_size, count: self.count, skip: self.skip };
         let bar = Bar::new(image.size(), "copying");
         let report = dd(&image, &self.output, &self.kind.alone(None), &options, &bar)?;

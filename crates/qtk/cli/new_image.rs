@@ -1,12 +1,13 @@
 //! What a new image is to be, as the verbs that make one take it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 use qtk_image::{Format, NewImage};
 use qtk_qcow2::{CompressionType, CreateOptions, Preallocation, Version};
 
 use super::arguments::FormatName;
+use super::create::refuse_existing;
 use super::size;
 
 /// Format and features of a new image.
@@ -118,6 +119,12 @@ pub(crate) struct BaseArguments {
 }
 
 impl NewImageArguments {
+    /// Refuses to replace an image or its data file, unless that was asked for.
+    pub(crate) fn refuse_existing(&self, output: &Path, force: bool) -> anyhow::Result<()> {
+        refuse_existing(output, force)?;
+        self.data_file.as_ref().map_or(Ok(()), |file| refuse_existing(Path::new(file), force))
+    }
+
     /// An image of this kind on `base`, whose compressed clusters `codec` makes.
     pub(crate) fn on(&self, base: &BaseArguments, codec: Option<Codec>) -> NewImage {
         NewImage {

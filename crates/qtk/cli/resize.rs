@@ -44,7 +44,9 @@ impl Resize {
         let open = OpenOptions { format: Some(self.image_format.into()), ..OpenOptions::writable() };
         let resized = resize(&NodeSpec::from_path(&self.image), &open, &options)?;
         if self.json {
-            text::print_json(&json!({ "filename": self.image, "old-size": resized.old, "new-size": resized.new }))?;
+            text::print_json(
+                &json!({ "filename": self.image.to_string_lossy(), "old-size": resized.old, "new-size": resized.new }),
+            )?;
         } else {
             let (old, new) = (size::human(resized.old), size::human(resized.new));
             writeln!(io::stdout(), "{}: {old} before, {new} now", self.image.display())?;

@@ -11,6 +11,7 @@ mod unit;
 mod zeroes;
 
 use std::fmt;
+use std::fs::File;
 use std::num::NonZeroU64;
 use std::path::Path;
 use std::sync::Arc;
@@ -27,7 +28,7 @@ pub(crate) use fill::{Grain, Packing};
 pub(crate) use plan::Zeroes;
 pub(crate) use sink::Sink;
 use target::into_existing;
-pub(crate) use target::{Listener, into_new, refuse_source};
+pub(crate) use target::{Listener, NewFile, into_new, refuse_source};
 pub(crate) use zeroes::Detection;
 
 /// How disks are copied. The default is `qemu-img convert`'s.
@@ -195,15 +196,20 @@ pub(crate) fn storage_of(path: &Path, file: &OutputFile) -> Result<Arc<RawFile>,
     clone.map(Arc::new).map_err(Error::io(path, "create it"))
 }
 
+/// Locks a file that is to be overwritten or replaced.
+pub(crate) fn lock_for_writing(path: &Path, file: &File) -> Result<Option<ImageLock>, Error> {
+    match acquire(path, file, LockMode::Write) {
+        // Where there are no locks, nobody holds one.
+        Err(Error::Io { .. }) => Ok(None),
+        result => result.map(Some),
+    }
+}
+
 /// Refuses a target that somebody uses, or that a log beside it would change. The lock is to be held until the target is
 /// replaced.
 pub(crate) fn refuse_used(output: &Path) -> Result<Option<ImageLock>, Error> {
     let lock = match RawFile::open(output, Access::ReadOnly) {
-        Ok(existing) => match acquire(output, existing.file(), LockMode::Write) {
-            // Where there are no locks, nobody holds one.
-            Err(Error::Io { .. }) => None,
-            result => Some(result?),
-        },
+        Ok(existing) => lock_for_writing(output, existing.file())?,
         // Whatever is no file is refused where the output is made.
         Err(_) => None,
     };

@@ -2,7 +2,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use qtk_block::{BlockRead, BlockWrite, RawFile};
+use qtk_block::{BlockRead, BlockWrite, HostStorage};
 use qtk_qcow2::{GuestCluster, GuestOffset, ImageWriter};
 
 use crate::{Error, Transaction};
@@ -12,7 +12,6 @@ use super::bitmaps::CopiedBitmaps;
 use super::unit::{Origin, Piece, Unit};
 
 /// Where the units go.
-#[derive(Debug)]
 pub(crate) struct Sink {
     path: PathBuf,
     output: Output,
@@ -21,10 +20,9 @@ pub(crate) struct Sink {
     pub(crate) report: ConvertReport,
 }
 
-#[derive(Debug)]
 enum Output {
-    /// A file that reads as zeroes where nothing was written.
-    Raw(Arc<RawFile>),
+    /// A new file, or a block device.
+    Raw(Arc<dyn HostStorage>),
     Qcow2 {
         writer: Box<ImageWriter>,
         /// Where the last compressed stream was copied from, if it was copied.
@@ -34,7 +32,7 @@ enum Output {
 }
 
 impl Sink {
-    pub(crate) fn raw(path: &Path, file: Arc<RawFile>) -> Self {
+    pub(crate) fn raw(path: &Path, file: Arc<dyn HostStorage>) -> Self {
         Self::new(path, Output::Raw(file), true)
     }
 

@@ -22,37 +22,38 @@ pub(crate) struct Listener<'a> {
 
 /// A file that appears when it is complete, or the block device that is written in its place.
 #[derive(Debug)]
-enum NewFile {
+pub(crate) enum NewFile {
     File(OutputFile, Option<ImageLock>),
-    Device(Arc<RawFile>),
+    Device(Arc<RawFile>, Option<ImageLock>),
 }
 
 impl NewFile {
-    fn create(path: &Path, sources: &[Image]) -> Result<Self, Error> {
+    /// Begins a file at `path`, which must be no part of `sources`.
+    pub(crate) fn create(path: &Path, sources: &[Image]) -> Result<Self, Error> {
         refuse_source(path, sources)?;
-        if let Some(device) = open_device(path)? {
-            return Ok(Self::Device(Arc::new(device)));
+        if let Some((device, lock)) = open_device(path)? {
+            return Ok(Self::Device(Arc::new(device), lock));
         }
         let lock = super::refuse_used(path)?;
         Ok(Self::File(OutputFile::create(path).map_err(Error::io(path, "create it"))?, lock))
     }
 
     /// For whoever writes an image into it.
-    fn storage(&self, path: &Path) -> Result<Arc<RawFile>, Error> {
+    pub(crate) fn storage(&self, path: &Path) -> Result<Arc<RawFile>, Error> {
         match self {
             Self::File(file, _) => super::storage_of(path, file),
-            Self::Device(device) => Ok(device.clone()),
+            Self::Device(device, _) => Ok(device.clone()),
         }
     }
 
     fn is_device(&self) -> bool {
-        matches!(self, Self::Device(_))
+        matches!(self, Self::Device(..))
     }
 
-    fn commit(self, path: &Path) -> Result<(), Error> {
+    pub(crate) fn commit(self, path: &Path) -> Result<(), Error> {
         match self {
             Self::File(file, _lock) => file.commit().map_err(Error::io(path, "put it in its place")),
-            Self::Device(device) => device.flush().map_err(Error::io(path, "write to it")),
+            Self::Device(device, _lock) => device.flush().map_err(Error::io(path, "write to it")),
         }
     }
 }
@@ -129,10 +130,10 @@ impl NewTarget<'_> {
                 extend(self.path, &storage, create.size, create.preallocation)?;
                 write_first_block(self.path, &storage)?;
             }
-            NewFile::Device(device) if device.size() < create.size => {
+            NewFile::Device(device, _) if device.size() < create.size => {
                 return self.invalid("the device is smaller than the disk");
             }
-            NewFile::Device(_) => {}
+            NewFile::Device(..) => {}
         }
         let shape = Shape {
             grain: Grain::Sectors,
@@ -147,7 +148,7 @@ impl NewTarget<'_> {
 
     fn qcow2(&self, create: CreateOptions) -> Result<(Sink, Shape), Error> {
         let storage = self.file.storage(self.path)?;
-        if let NewFile::Device(device) = self.file {
+        if let NewFile::Device(device, _) = self.file {
             // An image half made is none.
             device.zero(0..SECTOR).map_err(Error::io(self.path, "write to it"))?;
         }
@@ -216,8 +217,17 @@ pub(crate) fn into_existing(
     let detection = Detection::sparse(options.sparse_size);
     let shape = Shape { grain: Grain::Sectors, packing, zeroes, detection, beneath: None, unit: UNIT };
     let compressible = layer.is_none_or(|layer| !layer.header().has_data_file());
-    let mut sink = Sink::existing(&path, image.begin()?, compressible || packing.is_none());
+    let able = compressible || packing.is_none();
+    let device = image.in_place()?;
+    let mut sink = match &device {
+        Some(device) => Sink::raw(&path, device.clone()),
+        None => Sink::existing(&path, image.begin()?, able),
+    };
     Copy { disk: &disk, path: &path, shape, options }.run(&mut sink, listener)?;
     sink.add_bitmaps(bitmaps)?;
-    Ok(ConvertReport { disk_size: disk.size(), ..sink.finish()? })
+    let report = sink.finish()?;
+    if let Some(device) = device {
+        device.flush().map_err(Error::io(&path, "sync it"))?;
+    }
+    Ok(ConvertReport { disk_size: disk.size(), file_size: 0, ..report })
 }

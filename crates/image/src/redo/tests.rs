@@ -34,7 +34,7 @@ impl Scene {
 
     fn begin(&self) -> RedoLog {
         let image = self.open();
-        let log = RedoLog::begin(&image.layers()[0], image.chain()).unwrap();
+        let log = RedoLog::begin(&image.layers()[0]).unwrap();
         log.overlay().write_at(&self.new[5000..150_000], 5000).unwrap();
         log.overlay().zero(1 << 20..2 << 20).unwrap();
         log.overlay().write_at(&self.new[LEN - 600..], LEN as u64 - 600).unwrap();

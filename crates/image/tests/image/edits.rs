@@ -153,7 +153,7 @@ proptest! {
         }
         arguments.push(&top);
         let output = theirs.run("qemu-img", &arguments);
-        let options = CommitOptions { base, keep_overlay: keep, rate_limit: None };
+        let options = CommitOptions { base, keep_overlay: keep, ..CommitOptions::default() };
         commit(&spec(&ours.file(&top)), &OpenOptions::default(), &options, &NoProgress).unwrap();
         // It cannot write zeroes into version 2.
         if output.status.success() {
@@ -312,4 +312,28 @@ fn the_overlay_is_emptied_only_after_its_base_has_everything() {
     assert!(std::fs::read(folder.file("base")).unwrap() == base);
     assert_eq!(folder.names(), ["base", "top"]);
     assert!(Image::open(folder.file("top"), &OpenOptions::default()).is_ok());
+}
+
+#[test]
+fn only_the_window_of_a_raw_base_is_written() {
+    let folder = Folder::new();
+    let mut expected = vec![1; 4 << 20];
+    std::fs::write(folder.file("base"), &expected).unwrap();
+    expected[1 << 20..][..128 << 10].fill(8);
+    let base = folder.file("base");
+    let window = format!(
+        r#"json:{{"driver":"raw","offset":1048576,"size":1048576,"file":{{"driver":"file","filename":"{}"}}}}"#,
+        base.display()
+    );
+    let open = OpenOptions { json_names: true, ..OpenOptions::default() };
+    let commit_overlay = |size: &str, write: &str| {
+        folder.qemu_img(&["create", "-q", "-u", "-f", "qcow2", "-b", &window, "-F", "raw", "top", size]);
+        folder.qemu_io("top", &[write]);
+        commit(&spec(&folder.file("top")), &open, &CommitOptions::default(), &NoProgress)
+    };
+    commit_overlay("1M", "write -P 8 0 128k").unwrap();
+    assert!(std::fs::read(&base).unwrap() == expected);
+    // The window cannot grow, and so the file must not.
+    commit_overlay("2M", "write -P 9 0 128k").unwrap_err();
+    assert!(std::fs::read(&base).unwrap() == expected);
 }

@@ -26,7 +26,8 @@ struct Request {
 
 pub(crate) fn run(arguments: Vec<OsString>) -> Outcome {
     let mut options = Options::new(arguments, OPTIONS);
-    let mut request = Request::default();
+    let commit = CommitOptions { guess_base: true, ..CommitOptions::default() };
+    let mut request = Request { commit, ..Request::default() };
     while let Some(found) = options.next()? {
         if found.name == "h" {
             return help::print();
