@@ -204,6 +204,24 @@ fn an_l2_table_serves_one_l1_entry() {
 }
 
 #[test]
+fn zeroes_on_metadata_are_not_filled() {
+    let folder = tempfile::tempdir().unwrap();
+    qemu_img(folder.path(), "create -f qcow2 image.qcow2 8M");
+    qemu_io(folder.path(), "image.qcow2", &["write 0 64k"]);
+    qemu_img(folder.path(), "snapshot -c one image.qcow2");
+    qemu_io(folder.path(), "image.qcow2", &["write 0 64k"]);
+    let mut image = std::fs::read(folder.path().join("image.qcow2")).unwrap();
+    let (entry, table) = (offset(&image, offset(&image, 40)) + 8, word(&image, 64));
+    image[entry..entry + 8].copy_from_slice(&(1 << 63 | table | 1).to_be_bytes());
+    let disk = Arc::new(memory(&image));
+    let transaction = Transaction::begin(Arc::new(Layer::open(disk.clone(), "hostile.qcow2").unwrap()), None).unwrap();
+    let error = transaction.amend(&Amend { version: Some(Version::V2), ..Amend::default() }).unwrap_err().to_string();
+    assert!(error.contains("the snapshot table") && error.contains("overlap"), "{error}");
+    drop(transaction);
+    assert!(support::read_all(&*disk) == image);
+}
+
+#[test]
 fn truncated_images_are_refused() {
     let sound = image();
     for len in [0, 3, 71, 72, 103, 111, 4096, 8192, sound.len() / 2] {
