@@ -238,13 +238,6 @@ impl Header {
     }
 
     fn check_repairable(&self) -> Result<(), Corruption> {
-        if let Some(format) = self.extension(extension::BACKING_FORMAT) {
-            let (place, value) = (Place::Extension(format.magic), format.data.len() as u64);
-            let allowed = 0..=MAX_BACKING_FORMAT;
-            if !allowed.contains(&value) {
-                return Err(Corruption::OutOfBounds { place, field: "length", value, allowed });
-            }
-        }
         let max_clusters = MAX_REFCOUNT_TABLE_SIZE / self.cluster_bits.size();
         bounded("refcount_table_clusters", self.refcount_table_clusters.into(), 1..=max_clusters)?;
         self.check_l1(Place::L1Table)?;
