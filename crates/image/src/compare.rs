@@ -53,13 +53,15 @@ pub fn compare(first: &Image, second: &Image, strict: bool, progress: &dyn Progr
                 let (left, right) = (&mut left[..len], &mut right[..len]);
                 read(first, left, range.start)?;
                 read(second, right, range.start)?;
-                Ok((range.end, difference(left, right, range.start)))
+                Ok((range.clone(), difference(left, right, range.start)))
             }
-            Step::End(comparison) => Ok((size, Some(comparison))),
+            Step::End { at, comparison } => Ok((at..at, Some(comparison))),
         },
-        |(end, difference)| {
-            progress.advance(end - done);
-            done = end;
+        |(range, difference)| {
+            // Of a part that differs only its start was reached.
+            let reached = if difference.is_some() { range.start } else { range.end };
+            progress.advance(reached - done);
+            done = reached;
             match difference {
                 Some(difference) => {
                     result = difference;
@@ -89,7 +91,7 @@ fn difference(left: &[u8], right: &[u8], start: u64) -> Option<Comparison> {
 
 enum Step {
     Read(Range<u64>),
-    End(Comparison),
+    End { at: u64, comparison: Comparison },
 }
 
 /// One of the two images, and how it stores the current place.
@@ -142,7 +144,7 @@ impl Plan<'_> {
             }
             if self.strict && flags[0] != flags[1] {
                 let offset = std::mem::replace(&mut self.at, self.size);
-                return Ok(Some(Step::End(Comparison::AllocationDiffers { offset })));
+                return Ok(Some(Step::End { at: offset, comparison: Comparison::AllocationDiffers { offset } }));
             }
             let start = self.at;
             if has_data {

@@ -291,7 +291,10 @@ impl Mapper {
         let file = &self.image.file;
         let size = self.file_size().next_multiple_of(if self.whole_sectors { SECTOR } else { 1 });
         file.set_size(size)?;
-        file.write(&self.header()?, HostOffset(0))?;
+        // A whole cluster, as QEMU writes it: images take as much space as its own.
+        let mut header = self.header()?;
+        header.resize(self.options.cluster_bits.buffer_len(), 0);
+        file.write(&header, HostOffset(0))?;
         Ok(size)
     }
 
