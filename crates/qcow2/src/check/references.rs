@@ -212,11 +212,18 @@ impl Checker<'_> {
             }
             Err(error) => return Err(error),
         };
+        // Tables do not overlap: more than the file holds would keep a check busy for years.
+        let mut left = self.file.storage.size();
         for (index, bitmap) in (0..).zip(&directory.bitmaps) {
             self.count(bitmap.table, u64::from(bitmap.table_size) * 8);
             let Ok(table) = self.file.read_table(Place::Bitmap(index), bitmap.table, bitmap.table_size.into()) else {
                 continue;
             };
+            let Some(rest) = left.checked_sub(table.len() as u64 * 8) else {
+                self.tally.note(Finding::BitmapDirectory);
+                return Ok(());
+            };
+            left = rest;
             for entry in table {
                 let offset = entry & BITMAP_OFFSET;
                 if entry & BITMAP_RESERVED != 0 || bits.offset_within(offset) != 0 {
