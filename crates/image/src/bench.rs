@@ -7,7 +7,7 @@ use qtk_block::{BlockRead, BlockWrite};
 use crate::chain::in_memory;
 use crate::{Error, Image};
 
-/// What [`bench`] does with an image. The default is `qemu-img bench`'s.
+/// What [`bench()`] does with an image. The default is `qemu-img bench`'s.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BenchOptions {
     /// Number of requests.
