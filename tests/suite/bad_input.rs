@@ -104,14 +104,9 @@ fn chains_that_cannot_be_followed_are_named() {
 #[test]
 fn unsupported_images_are_refused_by_name() {
     let workshop = Workshop::new();
-    for (options, word) in [
-        ("-o encrypt.format=luks,encrypt.key-secret=s --object secret,id=s,data=pw", "encrypt"),
-        ("-o data_file=data.raw", "data file"),
-        ("-o extended_l2=on", "extended L2"),
-    ] {
-        ok(&mut workshop.sh("qemu-img", &format!("create -q -f qcow2 {options} odd.qcow2 64M")));
-        refused(&workshop, "odd.qcow2", 1, &["odd.qcow2", word]);
-    }
+    let secret = "-o encrypt.format=luks,encrypt.key-secret=s --object secret,id=s,data=pw";
+    ok(&mut workshop.sh("qemu-img", &format!("create -q -f qcow2 {secret} odd.qcow2 64M")));
+    refused(&workshop, "odd.qcow2", 1, &["odd.qcow2", "encrypt"]);
     patch(&workshop, "base.qcow2", 72, &(1_u64 << 40).to_be_bytes());
     refused(&workshop, "base.qcow2", 1, &["base.qcow2", "40"]);
     ok(&mut workshop.sh("qemu-img", "create -q -f vmdk disk.vmdk 64M"));

@@ -134,7 +134,8 @@ fn amend_and_repair_change_what_they_say() {
     let info = json(&mut workshop.sh("qemu-img", "info --output=json disk.qcow2"));
     assert_eq!(info["format-specific"]["data"]["compat"], json!("0.10"));
     // A cluster that counts as used although nothing uses it.
-    let mut bytes = std::fs::read(workshop.path("disk.qcow2")).unwrap();
+    ok(&mut workshop.sh("qemu-img", "create -q -f qcow2 whole.qcow2 3M"));
+    let mut bytes = std::fs::read(workshop.path("whole.qcow2")).unwrap();
     let block = 2 << 16;
     bytes[block + 9] = 1;
     workshop.write("leaky.qcow2", &bytes);
