@@ -138,6 +138,7 @@ fn amend_and_repair_change_what_they_say() {
     let mut bytes = std::fs::read(workshop.path("whole.qcow2")).unwrap();
     let block = 2 << 16;
     bytes[block + 9] = 1;
+    bytes.resize(5 << 16, 0);
     workshop.write("leaky.qcow2", &bytes);
     let found = crate::support::run(&mut workshop.qtk("check leaky.qcow2"));
     assert!(found.code == 3 && found.stdout.contains("Leaked cluster 4"), "{}", found.stdout);

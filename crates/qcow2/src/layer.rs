@@ -142,14 +142,20 @@ impl Layer {
     }
 
     pub(crate) fn data_file(&self) -> Result<&ImageFile, Error> {
-        if let Some(encryption) = self.header.encryption {
-            return Err(self.file.unsupported(format!("{} encryption", encryption.name().to_uppercase())));
-        }
+        self.refuse_encrypted()?;
         if self.header.data_file_raw() && !self.header.has_data_file() {
             let problem = "it calls the data file raw, but there is none";
             return Err(self.file.corrupt(Corruption::Malformed { place: Place::Header, problem }));
         }
         self.data.as_ref().ok_or_else(|| Error::DataFileMissing { image: self.name().to_owned() })
+    }
+
+    /// What an encrypted image does not store reads as zeroes, which must not be taken for an empty disk.
+    fn refuse_encrypted(&self) -> Result<(), Error> {
+        match self.header.encryption {
+            Some(encryption) => Err(self.file.unsupported(format!("{} encryption", encryption.name().to_uppercase()))),
+            None => Ok(()),
+        }
     }
 
     /// What errors call the image.
@@ -173,6 +179,7 @@ impl Layer {
     /// The longest run from `range.start` that is stored in one way: data in one piece of the file, or a single compressed
     /// cluster. `range`, in guest bytes, must not be empty and must lie on the disk.
     pub fn mapping(&self, range: Range<u64>) -> Result<Mapping, Error> {
+        self.refuse_encrypted()?;
         mapping::find(self, range)
     }
 
@@ -322,6 +329,7 @@ impl BlockRead for Layer {
     }
 
     fn extent(&self, range: Range<u64>) -> io::Result<Extent> {
+        self.refuse_encrypted()?;
         Ok(extent(self, range)?)
     }
 }
