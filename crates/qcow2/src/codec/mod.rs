@@ -12,6 +12,10 @@ use zstd::zstd_safe::{
 
 use crate::types::CompressionType;
 
+use frame::Frame;
+
+mod frame;
+
 /// Why a cluster could not be compressed or decompressed. Names no place: the caller knows the cluster.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -54,8 +58,36 @@ pub fn decompress(kind: CompressionType, input: &[u8], output: &mut [u8]) -> Res
     }
     match kind {
         CompressionType::Zlib => DEFLATE.with_borrow_mut(|decoder| inflate(decoder, input, output)),
-        CompressionType::Zstd => ZSTD.with_borrow_mut(|decoder| unpack_frames(decoder, input, output)),
+        CompressionType::Zstd => ZSTD.with_borrow_mut(|decoder| unpack_frames(decoder, input, output)).map(drop),
     }
+}
+
+/// How many bytes of `input` the stream of one cluster of `cluster_len` bytes takes: so many of them decode to what all of
+/// them do. An L2 entry knows that only to the end of a sector.
+///
+/// Deflate streams are decoded for it. Of zstd frames the headers are read, where these tell how much a frame decodes to.
+pub fn stream_len(kind: CompressionType, input: &[u8], cluster_len: usize) -> Result<usize, CodecError> {
+    match kind {
+        CompressionType::Zlib => inflate_leading(input, &mut vec![0; cluster_len]),
+        CompressionType::Zstd => frames_len(input, cluster_len),
+    }
+}
+
+fn frames_len(input: &[u8], cluster_len: usize) -> Result<usize, CodecError> {
+    let mut len = 0;
+    let mut decoded = 0_u64;
+    while decoded < cluster_len as u64 {
+        let frame = Frame::first(&input[len..])?;
+        let Some(content) = frame.content else {
+            return unpack_frames(&mut DCtx::create(), input, &mut vec![0; cluster_len]);
+        };
+        len += frame.len;
+        decoded = decoded.saturating_add(content);
+    }
+    if decoded > cluster_len as u64 {
+        return Err(CodecError::Damaged("the zstd frame is longer than the cluster"));
+    }
+    Ok(len)
 }
 
 fn inflate(decoder: &mut libdeflater::Decompressor, input: &[u8], output: &mut [u8]) -> Result<(), CodecError> {
@@ -63,13 +95,15 @@ fn inflate(decoder: &mut libdeflater::Decompressor, input: &[u8], output: &mut [
         Ok(len) if len == output.len() => Ok(()),
         Ok(_) => Err(CodecError::Damaged("the deflate stream ends before the cluster does")),
         // libdeflate wants the whole stream; QEMU stops at the end of the cluster, wherever the stream ends.
-        Err(_) => inflate_leading(input, output),
+        Err(_) => inflate_leading(input, output).map(drop),
     }
 }
 
-fn inflate_leading(input: &[u8], output: &mut [u8]) -> Result<(), CodecError> {
+/// Fills `output` from the front of a stream, and returns how much of `input` that took.
+fn inflate_leading(input: &[u8], output: &mut [u8]) -> Result<usize, CodecError> {
     let mut decoder = Box::<DecompressorOxide>::default();
-    let (status, _, written) = inflate_prefix(&mut decoder, input, output, 0, TINFL_FLAG_USING_NON_WRAPPING_OUTPUT_BUF);
+    let (status, read, written) =
+        inflate_prefix(&mut decoder, input, output, 0, TINFL_FLAG_USING_NON_WRAPPING_OUTPUT_BUF);
     let stopped_in_order = matches!(
         status,
         TINFLStatus::Done
@@ -78,12 +112,13 @@ fn inflate_leading(input: &[u8], output: &mut [u8]) -> Result<(), CodecError> {
             | TINFLStatus::FailedCannotMakeProgress
     );
     if stopped_in_order && written == output.len() {
-        return Ok(());
+        return Ok(read);
     }
     Err(CodecError::Damaged("not a deflate stream of one cluster"))
 }
 
-fn unpack_frames(decoder: &mut DCtx<'_>, input: &[u8], output: &mut [u8]) -> Result<(), CodecError> {
+/// Fills `output` from frames, and returns how much of `input` these take.
+fn unpack_frames(decoder: &mut DCtx<'_>, input: &[u8], output: &mut [u8]) -> Result<usize, CodecError> {
     let damaged = |code: ErrorCode| CodecError::Damaged(get_error_name(code));
     decoder.reset(ResetDirective::SessionOnly).map_err(damaged)?;
     let cluster_len = output.len();
@@ -93,7 +128,7 @@ fn unpack_frames(decoder: &mut DCtx<'_>, input: &[u8], output: &mut [u8]) -> Res
         let before = (source.pos(), target.pos());
         let frame_rest = decoder.decompress_stream(&mut target, &mut source).map_err(damaged)?;
         match (target.pos() == cluster_len, frame_rest) {
-            (true, 0) => return Ok(()),
+            (true, 0) => return Ok(source.pos()),
             (true, _) => return Err(CodecError::Damaged("the zstd frame is longer than the cluster")),
             (false, _) if (source.pos(), target.pos()) == before => {
                 return Err(CodecError::Damaged("the zstd frames end before the cluster does"));
@@ -220,7 +255,9 @@ mod tests {
                         packed(&mut Compressor::new(kind, Some(level)).unwrap(), &cluster),
                         Some(stored.clone())
                     );
+                    let len = stored.len();
                     stored.extend(noise(3, 511));
+                    assert_eq!(stream_len(kind, &stored, CLUSTER), Ok(len), "{kind:?} {level}");
                     let mut back = vec![0; CLUSTER];
                     decompress(kind, &stored, &mut back).unwrap();
                     assert!(back == cluster, "{kind:?} {level} changed the cluster");
@@ -233,9 +270,13 @@ mod tests {
     fn a_deflate_stream_longer_than_the_cluster_gives_its_first_cluster() {
         let long = [text(CLUSTER), noise(1, CLUSTER / 4)].concat();
         let stored = packed(&mut Compressor::new(CompressionType::Zlib, None).unwrap(), &long).unwrap();
-        let mut back = vec![0; CLUSTER];
-        decompress(CompressionType::Zlib, &stored, &mut back).unwrap();
-        assert!(back == long[..CLUSTER]);
+        let len = stream_len(CompressionType::Zlib, &stored, CLUSTER).unwrap();
+        assert!(len < stored.len());
+        for input in [&stored, &stored[..len]] {
+            let mut back = vec![0; CLUSTER];
+            decompress(CompressionType::Zlib, input, &mut back).unwrap();
+            assert!(back == long[..CLUSTER]);
+        }
     }
 
     #[test]
@@ -244,10 +285,21 @@ mod tests {
         let mut compressor = Compressor::new(CompressionType::Zstd, None).unwrap();
         let mut stored: Vec<u8> =
             cluster.chunks(10_000).flat_map(|part| packed(&mut compressor, part).unwrap()).collect();
+        let len = stored.len();
         stored.extend([0; 100]);
         let mut back = vec![0; CLUSTER];
         decompress(CompressionType::Zstd, &stored, &mut back).unwrap();
         assert!(back == cluster);
+        assert_eq!(stream_len(CompressionType::Zstd, &stored, CLUSTER), Ok(len));
+    }
+
+    #[test]
+    fn a_zstd_frame_that_hides_its_size_has_a_length() {
+        let mut context = CCtx::create();
+        context.set_parameter(CParameter::ContentSizeFlag(false)).unwrap();
+        let mut stored = vec![0; CLUSTER];
+        let len = context.compress2(&mut stored[..], &text(CLUSTER)).unwrap();
+        assert_eq!(stream_len(CompressionType::Zstd, &stored, CLUSTER), Ok(len));
     }
 
     #[test]
@@ -257,6 +309,7 @@ mod tests {
             let mut back = vec![0; CLUSTER];
             for input in [&stored[..], &stored[..stored.len() / 2], &[], &[0xff; 600]] {
                 assert!(matches!(decompress(kind, input, &mut back), Err(CodecError::Damaged(_))), "{kind:?}");
+                assert!(matches!(stream_len(kind, input, CLUSTER), Err(CodecError::Damaged(_))), "{kind:?}");
             }
         }
     }
@@ -273,7 +326,13 @@ mod tests {
         fn decoders_survive_anything(input in proptest::collection::vec(any::<u8>(), 0..2000)) {
             let mut output = vec![0; 4096];
             for kind in KINDS {
-                let _ = decompress(kind, &input, &mut output);
+                let decoded = decompress(kind, &input, &mut output);
+                let len = stream_len(kind, &input, output.len());
+                if decoded.is_ok() {
+                    let mut again = vec![0; output.len()];
+                    decompress(kind, &input[..len.unwrap()], &mut again).unwrap();
+                    prop_assert_eq!(&again, &output);
+                }
             }
         }
     }
