@@ -128,6 +128,20 @@ impl Allocator {
         }
     }
 
+    /// Counts one more user of the clusters in which a range of bytes lies, unless one of them has as many as can be counted.
+    ///
+    /// Returns how many the first of them had before.
+    pub(crate) fn share(&mut self, range: Range<u64>) -> Option<u64> {
+        let size = self.bits.size();
+        let clusters = range.start / size..range.end.div_ceil(size);
+        if clusters.clone().any(|cluster| self.count(cluster) == self.width.max()) {
+            return None;
+        }
+        let users = self.count(clusters.start);
+        clusters.for_each(|cluster| self.set(cluster, self.count(cluster) + 1));
+        Some(users)
+    }
+
     /// The first `count` clusters in one piece that are free, from where the last search ended.
     fn search(&mut self, count: u64) -> u64 {
         let mut found = 0;

@@ -1,6 +1,7 @@
 use std::ops::{Range, RangeInclusive};
 
 use super::batch::Batch;
+use super::once::Stored;
 use crate::allocator::Allocator;
 use crate::create::CreateOptions;
 use crate::entry::{Cluster, L1Entry, L2Entry, L2Format, SECTOR, Subcluster};
@@ -22,6 +23,8 @@ pub(super) struct Mapper {
     l1_table: HostOffset,
     l1: Vec<L1Entry>,
     l2: L2Table,
+    /// Guest clusters whose host cluster got a second user.
+    shared: Vec<u64>,
     /// Where guest data and L2 tables end in the file, in bytes.
     end: u64,
     /// Whether the file is to end with a whole sector.
@@ -53,6 +56,7 @@ impl Mapper {
             l1_table,
             l1,
             l2,
+            shared: Vec::new(),
             end: 0,
             whole_sectors: false,
         };
@@ -279,8 +283,41 @@ impl Mapper {
         }
     }
 
+    /// Maps a cluster to what is stored for another one, unless a refcount is at its limit; returns whether it did.
+    pub(super) fn share(&mut self, guest: u64, stored: Stored) -> Result<bool, Error> {
+        self.enter(guest)?;
+        let bits = self.options.cluster_bits;
+        let (entry, range) = match stored {
+            Stored::Plain { host, .. } => {
+                (Some(L2Entry::owned(host, self.format).with_copied(false)), host.0..host.0 + bits.size())
+            }
+            Stored::Compressed { host, len } => (L2Entry::compressed(host, len, bits), host.0..host.0 + len),
+        };
+        let (Some(entry), Some(users)) = (entry, self.allocator.share(range)) else { return Ok(false) };
+        if let (Stored::Plain { first, .. }, 1) = (stored, users) {
+            self.shared.push(first);
+        }
+        let index = self.index_in_table(guest);
+        self.l2.entries[index] = entry;
+        Ok(true)
+    }
+
+    /// Lets the entries of clusters that are shared now say so. The first that used one could not know.
+    fn mark_shared(&mut self) -> Result<(), Error> {
+        let mut shared = std::mem::take(&mut self.shared);
+        shared.sort_unstable();
+        for guest in shared {
+            self.enter(guest)?;
+            let index = self.index_in_table(guest);
+            let entry = &mut self.l2.entries[index];
+            *entry = entry.with_copied(false);
+        }
+        Ok(())
+    }
+
     /// Writes what is left, the header last, and returns the file's size.
     pub(super) fn finish(mut self) -> Result<u64, Error> {
+        self.mark_shared()?;
         self.leave()?;
         let l1 = table_bytes(self.l1.iter().map(|entry| entry.0));
         self.image.put(self.l1_table, &l1)?;

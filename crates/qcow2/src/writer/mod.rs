@@ -2,6 +2,7 @@
 
 mod batch;
 mod mapper;
+mod once;
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -11,9 +12,10 @@ use qtk_block::{HostStorage, Preallocation};
 use crate::create::CreateOptions;
 use crate::error::Error;
 use crate::file::ImageFile;
-use crate::types::{GuestCluster, GuestOffset, in_memory};
+use crate::types::{GuestCluster, GuestOffset, HostOffset, in_memory};
 use batch::Batch;
 use mapper::Mapper;
+pub use once::{Contents, Digest, Tally};
 
 /// Writes a whole new image in one pass: pieces of the guest's disk in ascending order, each written once.
 ///
@@ -33,6 +35,9 @@ pub struct ImageWriter {
     packed: Range<u64>,
     /// End of the last piece on the guest's disk.
     next: u64,
+    /// What was stored to be shared.
+    contents: Arc<Contents>,
+    tally: Tally,
 }
 
 impl ImageWriter {
@@ -54,7 +59,15 @@ impl ImageWriter {
             return Err(Error::DataFileMissing { image: file.name.to_string() });
         }
         let data = data.map(|storage| Batch::new(ImageFile { storage, ..file.clone() }));
-        let mut writer = Self { mapper: Mapper::new(file, options)?, data, data_end: 0, packed: 0..0, next: 0 };
+        let mut writer = Self {
+            mapper: Mapper::new(file, options)?,
+            data,
+            data_end: 0,
+            packed: 0..0,
+            next: 0,
+            contents: Arc::default(),
+            tally: Tally::default(),
+        };
         writer.preallocate()?;
         Ok(writer)
     }
@@ -158,6 +171,13 @@ impl ImageWriter {
     /// Entries say where a stream ends only to the sector, so bytes copied from another image reach into the next stream.
     /// Stored twice, they would add up each time that an image is copied.
     pub fn compressed_sharing(&mut self, guest: GuestCluster, bytes: &[u8], shared: u64) -> Result<(), Error> {
+        self.advance_over(guest)?;
+        self.pack(guest, bytes, shared)?;
+        Ok(())
+    }
+
+    /// Stores a stream for a cluster, which comes next, and returns where it lies.
+    fn pack(&mut self, guest: GuestCluster, bytes: &[u8], shared: u64) -> Result<HostOffset, Error> {
         let size = self.mapper.options.cluster_bits.size();
         let (len, largest) = (bytes.len() as u64, (bytes.len() as u64).min(self.packed.end - self.packed.start));
         if shared > largest {
@@ -166,11 +186,10 @@ impl ImageWriter {
         if len == 0 || len > 2 * size {
             return Err(self.mapper.invalid("length of a compressed cluster", len, 1..=2 * size));
         }
-        let start = guest.0.saturating_mul(size);
-        self.advance(start, size.min(self.mapper.options.size.saturating_sub(start)).max(1))?;
         let (host, shared) = self.mapper.pack(guest, len, shared)?;
         self.packed = host.0..host.0 + len;
-        self.mapper.image.put(host.plus(shared), &bytes[in_memory(shared)..])
+        self.mapper.image.put(host.plus(shared), &bytes[in_memory(shared)..])?;
+        Ok(host)
     }
 
     /// Ends the file with a whole sector, as QEMU does whenever it was to compress.
@@ -195,6 +214,14 @@ impl ImageWriter {
             end.ok_or_else(|| self.mapper.invalid("guest offset", start, self.next..=size.saturating_sub(len)))?;
         self.next = end;
         Ok(end)
+    }
+
+    /// Moves on behind a cluster.
+    fn advance_over(&mut self, guest: GuestCluster) -> Result<(), Error> {
+        let size = self.mapper.options.cluster_bits.size();
+        let start = guest.0.saturating_mul(size);
+        self.advance(start, size.min(self.mapper.options.size.saturating_sub(start)).max(1))?;
+        Ok(())
     }
 }
 

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 
 pub(crate) mod crash;
+pub(crate) mod repetitive;
 
 use std::ffi::OsStr;
 use std::io;
