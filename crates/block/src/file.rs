@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use rustix::fs::{FallocateFlags, OFlags, SeekFrom};
 use rustix::io::Errno;
 
-use crate::{BlockRead, BlockWrite, Extent, ExtentKind, HostStorage, checked_range};
+use crate::{BlockRead, BlockWrite, Extent, ExtentKind, HostStorage, checked_range, sys};
 
 /// How a [`RawFile`] is opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,7 +25,12 @@ pub struct RawFile {
     file: File,
     size: AtomicU64,
     is_device: bool,
+    /// Bytes written, where the host is to begin early to bring them to disk.
+    written: Option<AtomicU64>,
 }
+
+/// Bytes after which the host begins to bring them to disk.
+const WRITEBACK_STEP: u64 = 16 << 20;
 
 impl RawFile {
     /// Opens an existing file or block device. Anything else (a folder, a pipe) is `InvalidInput`.
@@ -45,7 +50,23 @@ impl RawFile {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "neither a regular file nor a block device"));
         }
         let size = if is_device { rustix::fs::seek(&file, SeekFrom::End(0))? } else { metadata.len() };
-        Ok(Self { file, size: AtomicU64::new(size), is_device })
+        Ok(Self { file, size: AtomicU64::new(size), is_device, written: None })
+    }
+
+    /// The same, and the host begins to bring to disk what is written while more is being written, so that a flush at the end
+    /// finds little left to do.
+    #[must_use]
+    pub fn with_early_writeback(self) -> Self {
+        Self { written: Some(AtomicU64::new(0)), ..self }
+    }
+
+    /// Takes note of bytes that were written.
+    fn count_written(&self, len: u64) {
+        let Some(written) = &self.written else { return };
+        let before = written.fetch_add(len, Ordering::Relaxed);
+        if before / WRITEBACK_STEP != (before + len) / WRITEBACK_STEP {
+            sys::start_writeback(&self.file);
+        }
     }
 
     /// Gives the open file back.
@@ -129,6 +150,7 @@ impl BlockWrite for RawFile {
             Err(_) => self.file.metadata().map_or(0, |metadata| metadata.len()),
         };
         self.size.fetch_max(end, Ordering::AcqRel);
+        self.count_written(buf.len() as u64);
         result
     }
 

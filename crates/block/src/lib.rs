@@ -24,7 +24,7 @@ use std::ops::Range;
 pub use file::{Access, RawFile};
 pub use lock::{ImageLock, LockError, LockMode};
 pub use memory::MemoryDisk;
-pub use output::OutputFile;
+pub use output::{Durability, OutputFile};
 pub use overlay::Overlay;
 pub use progress::{NoProgress, Progress, take_progress_request, watch_progress_requests};
 pub use recorder::{WriteEvent, WriteRecorder};

@@ -4,6 +4,7 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 use rustix::io::Errno;
@@ -11,7 +12,17 @@ use tempfile::TempPath;
 
 use crate::RawFile;
 
-/// A new file that appears at its target whole and on stable storage, or not at all.
+/// When a new file counts as written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Durability {
+    /// When it is on stable storage.
+    #[default]
+    OnDisk,
+    /// When the host has it. That is faster, but a power cut may lose it, and what was in its place too.
+    InCache,
+}
+
+/// A new file that appears at its target whole or not at all.
 ///
 /// Until [`commit`](Self::commit) it has no name, so that even a killed process leaves nothing behind; on file systems
 /// without nameless files it has a temporary name beside the target, removed on drop.
@@ -19,14 +30,15 @@ use crate::RawFile;
 pub struct OutputFile {
     target: PathBuf,
     temporary: Option<TempPath>,
-    raw: RawFile,
+    raw: Arc<RawFile>,
+    durability: Durability,
 }
 
 impl OutputFile {
     /// Starts a file that is to become `target`. The target itself is not touched before [`commit`](Self::commit).
     ///
     /// The new file takes an existing target's permissions, else `0o666` less the umask.
-    pub fn create(target: &Path) -> io::Result<Self> {
+    pub fn create(target: &Path, durability: Durability) -> io::Result<Self> {
         // Renaming over a link would replace the link, not the file it points to.
         let target = &target.canonicalize().unwrap_or_else(|_| target.to_owned());
         let existing = match target.metadata() {
@@ -48,24 +60,35 @@ impl OutputFile {
         if let Some(permissions) = existing {
             file.set_permissions(permissions)?;
         }
-        Ok(Self { target: target.clone(), temporary, raw: RawFile::from_file(file)? })
+        let raw = RawFile::from_file(file)?;
+        let raw = Arc::new(match durability {
+            Durability::OnDisk => raw.with_early_writeback(),
+            Durability::InCache => raw,
+        });
+        Ok(Self { target: target.clone(), temporary, raw, durability })
     }
 
     /// The file to write to.
     #[must_use]
-    pub fn storage(&self) -> &RawFile {
+    pub fn storage(&self) -> &Arc<RawFile> {
         &self.raw
     }
 
-    /// Puts the file, fsynced, in its target's place and fsyncs the folder.
+    /// Puts the file in its target's place. Where it is to be on disk, it is fsynced before that and its folder after it.
     pub fn commit(self) -> io::Result<()> {
-        self.raw.file().sync_all()?;
+        let on_disk = self.durability == Durability::OnDisk;
+        if on_disk {
+            self.raw.file().sync_all()?;
+        }
         let named = match self.temporary {
             Some(temporary) => temporary,
             None => give_name(self.raw.file(), &self.target)?,
         };
         named.persist(&self.target).map_err(|error| error.error)?;
-        File::open(folder_of(&self.target))?.sync_all()
+        if on_disk {
+            File::open(folder_of(&self.target))?.sync_all()?;
+        }
+        Ok(())
     }
 }
 
@@ -118,17 +141,19 @@ mod tests {
         let target = folder.path().join("out");
         std::fs::write(&target, "old").unwrap();
         std::fs::set_permissions(&target, Permissions::from_mode(0o640)).unwrap();
-        let output = OutputFile::create(&target).unwrap();
+        let output = OutputFile::create(&target, Durability::OnDisk).unwrap();
         output.storage().write_at(b"new", 0).unwrap();
         drop(output);
         assert_eq!(std::fs::read(&target).unwrap(), b"old");
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
-        let output = OutputFile::create(&target).unwrap();
-        output.storage().write_at(b"new", 0).unwrap();
-        output.commit().unwrap();
-        assert_eq!(std::fs::read(&target).unwrap(), b"new");
-        assert_eq!(target.metadata().unwrap().permissions().mode() & 0o777, 0o640);
-        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+        for (durability, content) in [(Durability::OnDisk, b"new"), (Durability::InCache, b"hot")] {
+            let output = OutputFile::create(&target, durability).unwrap();
+            output.storage().write_at(content, 0).unwrap();
+            output.commit().unwrap();
+            assert_eq!(std::fs::read(&target).unwrap(), content);
+            assert_eq!(target.metadata().unwrap().permissions().mode() & 0o777, 0o640);
+            assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+        }
     }
 
     #[test]
@@ -136,8 +161,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let target = folder.path().join("out");
         let (file, temporary) = named_file(&target).unwrap();
-        let raw = RawFile::from_file(file).unwrap();
-        let output = OutputFile { target: target.clone(), temporary: Some(temporary), raw };
+        let raw = Arc::new(RawFile::from_file(file).unwrap());
+        let (target_path, durability) = (target.clone(), Durability::OnDisk);
+        let output = OutputFile { target: target_path, temporary: Some(temporary), raw, durability };
         output.storage().write_at(b"new", 0).unwrap();
         output.commit().unwrap();
         assert_eq!(std::fs::read(&target).unwrap(), b"new");

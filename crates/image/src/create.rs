@@ -2,10 +2,12 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use qtk_block::{Access, BlockRead, BlockWrite, Extent, ExtentKind, HostStorage, ImageLock, OutputFile, RawFile};
-use qtk_qcow2::{Backing, ClusterBits, CreateOptions, Preallocation};
+use qtk_block::{
+    Access, BlockRead, BlockWrite, Durability, Extent, ExtentKind, HostStorage, ImageLock, OutputFile, RawFile,
+};
+use qtk_qcow2::{Backing, ClusterBits, CreateOptions, ImageWriter, Preallocation};
 
-use crate::convert::{NewFile, lock_for_writing, refuse_used, storage_of};
+use crate::convert::{NewFile, lock_for_writing, refuse_used};
 use crate::layer::{SECTOR, file_id};
 use crate::open::Warning;
 use crate::{Error, Format, Image, NodeSpec, OpenOptions, name};
@@ -30,6 +32,8 @@ pub struct NewImage {
     pub qcow2: CreateOptions,
     /// How the base is opened.
     pub open: OpenOptions,
+    /// When a new file counts as written. A block device always counts when it is synced.
+    pub durability: Durability,
 }
 
 impl Default for NewImage {
@@ -43,6 +47,7 @@ impl Default for NewImage {
             cluster_size: None,
             qcow2: CreateOptions::default(),
             open: OpenOptions::default(),
+            durability: Durability::default(),
         }
     }
 }
@@ -95,8 +100,8 @@ impl NewImage {
 pub fn create_image(path: &Path, new: &NewImage) -> Result<Vec<Warning>, Error> {
     let Prepared { options, base } = new.prepare(path, None)?;
     match new.format {
-        Format::Raw => create_raw(path, options.size, options.preallocation)?,
-        Format::Qcow2 => create_qcow2(path, &options, base.as_slice())?,
+        Format::Raw => create_raw(path, &options, new.durability)?,
+        Format::Qcow2 => create_qcow2(path, options, base.as_slice(), new.durability)?,
     }
     Ok(base.map_or_else(Vec::new, |base| base.warnings().to_vec()))
 }
@@ -123,7 +128,8 @@ fn backing(path: &Path, base: &Path, format: Option<String>) -> Result<Backing, 
     Ok(Backing { name: name.to_owned(), format })
 }
 
-fn create_raw(path: &Path, size: u64, preallocation: Preallocation) -> Result<(), Error> {
+fn create_raw(path: &Path, options: &CreateOptions, durability: Durability) -> Result<(), Error> {
+    let size = options.size;
     if let Some((device, _lock)) = open_device(path)? {
         if size > device.size() {
             let problem = "the device is smaller than the disk".to_owned();
@@ -134,8 +140,8 @@ fn create_raw(path: &Path, size: u64, preallocation: Preallocation) -> Result<()
         return wiped.map_err(Error::io(path, "write to it"));
     }
     let _lock = refuse_used(path)?;
-    let output = OutputFile::create(path).map_err(Error::io(path, "create it"))?;
-    extend(path, output.storage(), size, preallocation)?;
+    let output = OutputFile::create(path, durability).map_err(Error::io(path, "create it"))?;
+    extend(path, output.storage(), size, options.preallocation)?;
     write_first_block(path, output.storage())?;
     output.commit().map_err(Error::io(path, "put it in its place"))
 }
@@ -175,34 +181,34 @@ pub(crate) fn extend(path: &Path, file: &RawFile, size: u64, preallocation: Prea
 }
 
 /// `beneath` is what it lies on.
-fn create_qcow2(path: &Path, options: &CreateOptions, beneath: &[Image]) -> Result<(), Error> {
+fn create_qcow2(path: &Path, options: CreateOptions, beneath: &[Image], durability: Durability) -> Result<(), Error> {
     let name = path.to_string_lossy();
-    let data_path = options.data_file.as_deref().map(Path::new);
-    let data_file = data_path.map(|data| new_data_file(path, data, beneath)).transpose()?.zip(data_path);
-    let data = data_file.as_ref().map(|(file, path)| file.storage(path)).transpose()?;
-    let data = data.map(|data| data as Arc<dyn HostStorage>);
-    let commit_data = || data_file.map_or(Ok(()), |(file, path)| file.commit(path));
+    let data_path = options.data_file.clone().map(PathBuf::from);
+    let data_file = data_path.map(|data| Ok::<_, Error>((new_data_file(path, &data, beneath, durability)?, data)));
+    let data_file = data_file.transpose()?;
+    let data = data_file.as_ref().map(|(file, _)| file.storage() as Arc<dyn HostStorage>);
+    let commit_data = || data_file.map_or(Ok(()), |(file, path)| file.commit(&path));
     if let Some((device, _lock)) = open_device(path)? {
         let draft = tempfile::tempfile().and_then(RawFile::from_file);
         let draft = Arc::new(draft.map_err(Error::io(path, "make room for its draft"))?);
-        qtk_qcow2::create_with(draft.clone(), data, &name, options)?;
+        ImageWriter::new_with(draft.clone(), data, &name, options)?.finish()?;
         commit_data()?;
         return copy_onto(&draft, &device, path);
     }
     let _lock = refuse_used(path)?;
-    let output = OutputFile::create(path).map_err(Error::io(path, "create it"))?;
-    qtk_qcow2::create_with(storage_of(path, &output)?, data, &name, options)?;
+    let output = OutputFile::create(path, durability).map_err(Error::io(path, "create it"))?;
+    ImageWriter::new_with(output.storage().clone(), data, &name, options)?.finish()?;
     commit_data()?;
     output.commit().map_err(Error::io(path, "put it in its place"))
 }
 
 /// Begins the external data file of a new image, as a name from the working directory.
-fn new_data_file(image: &Path, path: &Path, beneath: &[Image]) -> Result<NewFile, Error> {
+fn new_data_file(image: &Path, path: &Path, beneath: &[Image], durability: Durability) -> Result<NewFile, Error> {
     if path == image || (file_id(path).is_some() && file_id(path) == file_id(image)) {
         let problem = "an image cannot be its own data file".to_owned();
         return Err(Error::Invalid { path: path.to_owned(), problem });
     }
-    NewFile::create(path, beneath)
+    NewFile::create(path, beneath, durability)
 }
 
 /// The block device at `path`, if it is one, and its lock: that is written in place.

@@ -1,13 +1,12 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use qtk_block::{BlockRead, HostStorage, OutputFile, Progress, RawFile};
+use qtk_block::{BlockRead, Durability, HostStorage, OutputFile, Progress, RawFile};
 use qtk_qcow2::codec::Compressor;
 use qtk_qcow2::{ClusterBits, CompressionType, CreateOptions, ImageWriter};
 
 use crate::convert::{
     Copy, Detection, Disk, Grain, Listener, Packing, Shape, Sink, UNIT, Zeroes, hold_still, refuse_source, refuse_used,
-    storage_of,
 };
 use crate::{ConvertOptions, ConvertReport, Error, Format, Image};
 
@@ -29,6 +28,8 @@ pub struct FlattenOptions {
     pub recompress: bool,
     /// Threads that read and compress; as many as there are processors if not given. The result does not depend on it.
     pub threads: Option<usize>,
+    /// When the new image counts as written.
+    pub durability: Durability,
 }
 
 impl Default for FlattenOptions {
@@ -40,6 +41,7 @@ impl Default for FlattenOptions {
             cluster_size: None,
             recompress: false,
             threads: None,
+            durability: Durability::default(),
         }
     }
 }
@@ -60,9 +62,9 @@ pub fn flatten(
     refuse_source(output, sources)?;
     let _lock = refuse_used(output)?;
     let _held = hold_still(sources)?;
-    let file = OutputFile::create(output).map_err(Error::io(output, "create it"))?;
+    let file = OutputFile::create(output, options.durability).map_err(Error::io(output, "create it"))?;
     let disk = Disk::new(sources, false);
-    let (mut sink, shape) = prepare(storage_of(output, &file)?, output, disk.size(), grain, options)?;
+    let (mut sink, shape) = prepare(file.storage().clone(), output, disk.size(), grain, options)?;
     let options = ConvertOptions { threads: options.threads, ..ConvertOptions::default() };
     // Nothing warns where nothing is salvaged.
     let listener = Listener { warn: &mut |_| {}, progress };

@@ -2,10 +2,10 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
-use qtk_block::{BlockRead, BlockWrite, ExtentKind, OutputFile, Progress};
+use qtk_block::{BlockRead, BlockWrite, Durability, ExtentKind, OutputFile, Progress};
 use qtk_qcow2::{CreateOptions, Layer};
 
-use crate::convert::{hold_still, refuse_used, storage_of};
+use crate::convert::{hold_still, refuse_used};
 use crate::{Error, Image};
 
 /// Most that is read at once.
@@ -34,8 +34,8 @@ pub fn salvage(
 ) -> Result<Salvage, Error> {
     let _held = hold_still(std::slice::from_ref(image))?;
     let _lock = refuse_used(output)?;
-    let file = OutputFile::create(output).map_err(Error::io(output, "create it"))?;
-    let storage = storage_of(output, &file)?;
+    let file = OutputFile::create(output, Durability::OnDisk).map_err(Error::io(output, "create it"))?;
+    let storage = file.storage().clone();
     let name = output.to_string_lossy();
     qtk_qcow2::create(storage.clone(), &name, &CreateOptions { size: image.size(), ..CreateOptions::default() })?;
     let copy = qtk_qcow2::Transaction::begin(Arc::new(Layer::open(storage, name)?), None)?;

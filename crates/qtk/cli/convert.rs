@@ -10,7 +10,7 @@ use qtk_image::{
 use serde_json::{Value, json};
 
 use super::arguments::{AccessArguments, FormatName};
-use super::new_image::{BaseArguments, Codec, NewImageArguments};
+use super::new_image::{BaseArguments, Codec, DurabilityArguments, NewImageArguments};
 use super::{guest, size, text};
 use crate::progress::Bar;
 
@@ -37,12 +37,15 @@ pub(crate) struct Convert {
     #[command(flatten)]
     base: BaseArguments,
 
+    #[command(flatten)]
+    durability: DurabilityArguments,
+
     /// Replace an image that is there already
     #[arg(long, conflicts_with = "into")]
     force: bool,
 
     /// Copy into this existing image, in one transaction
-    #[arg(long, value_name = "IMAGE", conflicts_with_all = ["output", "base"])]
+    #[arg(long, value_name = "IMAGE", conflicts_with_all = ["output", "base", "no_sync"])]
     into: Option<PathBuf>,
 
     /// Format of the existing image, which is never guessed
@@ -119,7 +122,7 @@ impl Convert {
 
     fn copy_to_new(&self, sources: &[Image], path: &Path) -> anyhow::Result<ConvertReport> {
         self.kind.refuse_existing(path, self.force)?;
-        let image: NewImage = self.kind.on(&self.base, self.codec);
+        let image = NewImage { durability: self.durability.into(), ..self.kind.on(&self.base, self.codec) };
         self.copy(sources, Target::New { path, image: &image })
     }
 

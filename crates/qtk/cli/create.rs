@@ -5,7 +5,7 @@ use anyhow::bail;
 use clap::Args;
 use qtk_image::{NewImage, create_image};
 
-use super::new_image::{BaseArguments, Codec, NewImageArguments};
+use super::new_image::{BaseArguments, Codec, DurabilityArguments, NewImageArguments};
 use super::{size, text};
 
 /// Make an empty image, or an overlay that holds the changes to another
@@ -25,6 +25,9 @@ pub(crate) struct Create {
     #[command(flatten)]
     kind: NewImageArguments,
 
+    #[command(flatten)]
+    durability: DurabilityArguments,
+
     /// How clusters will be compressed where a writer compresses them
     #[arg(long, value_name = "CODEC")]
     compression: Option<Codec>,
@@ -37,7 +40,8 @@ pub(crate) struct Create {
 impl Create {
     pub(crate) fn run(&self) -> anyhow::Result<ExitCode> {
         self.kind.refuse_existing(&self.output, self.force)?;
-        let new = NewImage { size: self.size, ..self.kind.on(&self.base, self.compression) };
+        let kind = self.kind.on(&self.base, self.compression);
+        let new = NewImage { size: self.size, durability: self.durability.into(), ..kind };
         for warning in create_image(&self.output, &new)? {
             text::warn(&warning.to_string());
         }

@@ -3,11 +3,11 @@ use std::process::ExitCode;
 
 use clap::Args;
 use qtk_block::BlockRead;
-use qtk_image::{DdOptions, dd};
+use qtk_image::{DdOptions, NewImage, dd};
 
 use super::arguments::AccessArguments;
 use super::convert::to_json;
-use super::new_image::NewImageArguments;
+use super::new_image::{DurabilityArguments, NewImageArguments};
 use super::{guest, size, text};
 use crate::progress::Bar;
 
@@ -26,6 +26,9 @@ pub(crate) struct Dd {
 
     #[command(flatten)]
     kind: NewImageArguments,
+
+    #[command(flatten)]
+    durability: DurabilityArguments,
 
     /// Replace an image that is there already
     #[arg(long)]
@@ -54,7 +57,8 @@ impl Dd {
         self.kind.refuse_existing(&self.output, self.force)?;
         let options = DdOptions { block_size: self.block_size, count: self.count, skip: self.skip };
         let bar = Bar::new(image.size(), "copying");
-        let report = dd(&image, &self.output, &self.kind.alone(None), &options, &bar)?;
+        let new = NewImage { durability: self.durability.into(), ..self.kind.alone(None) };
+        let report = dd(&image, &self.output, &new, &options, &bar)?;
         drop(bar);
         if report.skipped_too_far {
             text::warn(&format!("{}: nothing is left after what is skipped", self.image.display()));

@@ -9,7 +9,7 @@ use qtk_qcow2::CompressionType;
 
 use super::arguments::{FormatName, ImageArguments};
 use super::convert::to_json;
-use super::new_image::Codec;
+use super::new_image::{Codec, DurabilityArguments};
 use super::{guest, size, text};
 use crate::progress::Bar;
 
@@ -47,6 +47,9 @@ pub(crate) struct Flatten {
     #[arg(long, value_name = "N")]
     threads: Option<NonZeroUsize>,
 
+    #[command(flatten)]
+    durability: DurabilityArguments,
+
     /// Print what was done as JSON
     #[arg(long)]
     json: bool,
@@ -62,6 +65,7 @@ impl Flatten {
             cluster_size: self.cluster_size,
             recompress: self.recompress,
             threads: self.threads.map(NonZeroUsize::get),
+            durability: self.durability.into(),
         };
         let bar = Bar::new(image.size(), "flattening");
         let report = flatten(&image, &self.output, &options, &bar)?;

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
+use qtk_block::Durability;
 use qtk_image::{Format, NewImage};
 use qtk_qcow2::{CompressionType, CreateOptions, Preallocation, Version};
 
@@ -48,6 +49,20 @@ pub(crate) struct NewImageArguments {
     /// How much of the disk gets its place on the host at once
     #[arg(long, value_enum, default_value_t = PreallocationName::Off)]
     preallocation: PreallocationName,
+}
+
+/// When a new file counts as written.
+#[derive(Args, Clone, Copy, Debug)]
+pub(crate) struct DurabilityArguments {
+    /// Do not wait until it is on disk: faster, but a power cut may lose the new file and the one in its place
+    #[arg(long)]
+    no_sync: bool,
+}
+
+impl From<DurabilityArguments> for Durability {
+    fn from(arguments: DurabilityArguments) -> Self {
+        if arguments.no_sync { Self::InCache } else { Self::OnDisk }
+    }
 }
 
 /// A version of qcow2 by its name on the command line.

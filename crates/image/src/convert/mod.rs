@@ -14,9 +14,8 @@ use std::fmt;
 use std::fs::File;
 use std::num::NonZeroU64;
 use std::path::Path;
-use std::sync::Arc;
 
-use qtk_block::{Access, ImageLock, LockMode, OutputFile, Progress, RawFile};
+use qtk_block::{Access, ImageLock, LockMode, Progress, RawFile};
 
 use crate::layer::acquire;
 use crate::{ChainLayer, Error, Image, NewImage, redo};
@@ -188,12 +187,6 @@ pub fn convert(
 /// Locks that keep the sources as they are.
 pub(crate) fn hold_still(sources: &[Image]) -> Result<Vec<Option<ImageLock>>, Error> {
     sources.iter().flat_map(Image::layers).map(ChainLayer::hold_still).collect()
-}
-
-/// A second handle on a new file, for whoever writes an image into it.
-pub(crate) fn storage_of(path: &Path, file: &OutputFile) -> Result<Arc<RawFile>, Error> {
-    let clone = file.storage().file().try_clone().and_then(RawFile::from_file);
-    clone.map(Arc::new).map_err(Error::io(path, "create it"))
 }
 
 /// Locks a file that is to be overwritten or replaced.

@@ -1,7 +1,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use qtk_block::{BlockRead, BlockWrite, HostStorage, ImageLock, OutputFile, Progress, RawFile};
+use qtk_block::{BlockRead, BlockWrite, Durability, HostStorage, ImageLock, OutputFile, Progress, RawFile};
 use qtk_qcow2::{CreateOptions, ImageWriter, Preallocation};
 
 use crate::create::{Prepared, extend, open_device, write_first_block};
@@ -29,20 +29,20 @@ pub(crate) enum NewFile {
 
 impl NewFile {
     /// Begins a file at `path`, which must be no part of `sources`.
-    pub(crate) fn create(path: &Path, sources: &[Image]) -> Result<Self, Error> {
+    pub(crate) fn create(path: &Path, sources: &[Image], durability: Durability) -> Result<Self, Error> {
         refuse_source(path, sources)?;
         if let Some((device, lock)) = open_device(path)? {
             return Ok(Self::Device(Arc::new(device), lock));
         }
         let lock = super::refuse_used(path)?;
-        Ok(Self::File(OutputFile::create(path).map_err(Error::io(path, "create it"))?, lock))
+        Ok(Self::File(OutputFile::create(path, durability).map_err(Error::io(path, "create it"))?, lock))
     }
 
     /// For whoever writes an image into it.
-    pub(crate) fn storage(&self, path: &Path) -> Result<Arc<RawFile>, Error> {
+    pub(crate) fn storage(&self) -> Arc<RawFile> {
         match self {
-            Self::File(file, _) => super::storage_of(path, file),
-            Self::Device(device, _) => Ok(device.clone()),
+            Self::File(file, _) => file.storage().clone(),
+            Self::Device(device, _) => device.clone(),
         }
     }
 
@@ -77,10 +77,10 @@ pub(crate) fn into_new(
     let Prepared { options: create, base } = new.prepare(path, Some(disk.size()))?;
     base.iter().flat_map(Image::warnings).for_each(|warning| (listener.warn)(ConvertWarning::Create(warning.clone())));
     disk.lies_on(base.as_ref().map(BlockRead::size));
-    let file = NewFile::create(path, sources)?;
+    let file = NewFile::create(path, sources, new.durability)?;
     let data_name = create.data_file.clone().filter(|_| new.format == Format::Qcow2);
     let data_path = data_name.as_ref().map(Path::new);
-    let data = data_path.map(|path| NewFile::create(path, sources)).transpose()?;
+    let data = data_path.map(|path| NewFile::create(path, sources, new.durability)).transpose()?;
     let target = NewTarget { path, file: &file, data: data.as_ref().zip(data_path), base: base.as_ref(), options };
     let (mut sink, shape) = match new.format {
         Format::Raw => target.raw(&create)?,
@@ -89,7 +89,7 @@ pub(crate) fn into_new(
     let base = target.base.map(Image::chain);
     Copy { disk: &disk, path, shape, options }.run(&mut sink, listener)?;
     let report = ConvertReport { disk_size: disk.size(), ..sink.finish()? };
-    let files = (file.storage(path)?, data.as_ref().zip(data_path).map(|(data, path)| data.storage(path)).transpose()?);
+    let files = (file.storage(), data.as_ref().map(NewFile::storage));
     bitmaps.add_to_new(path, files, base)?;
     if let Some((data, path)) = data.zip(data_path) {
         data.commit(path)?;
@@ -124,7 +124,7 @@ impl NewTarget<'_> {
         if self.options.compress {
             return self.invalid("raw images cannot be compressed; use qcow2");
         }
-        let storage = self.file.storage(self.path)?;
+        let storage = self.file.storage();
         match self.file {
             NewFile::File(..) => {
                 extend(self.path, &storage, create.size, create.preallocation)?;
@@ -147,12 +147,12 @@ impl NewTarget<'_> {
     }
 
     fn qcow2(&self, create: CreateOptions) -> Result<(Sink, Shape), Error> {
-        let storage = self.file.storage(self.path)?;
+        let storage = self.file.storage();
         if let NewFile::Device(device, _) = self.file {
             // An image half made is none.
             device.zero(0..SECTOR).map_err(Error::io(self.path, "write to it"))?;
         }
-        let data = self.data.map(|(file, path)| file.storage(path)).transpose()?;
+        let data = self.data.map(|(file, _)| file.storage());
         let packing = self.options.compress.then_some(Packing {
             cluster_bits: create.cluster_bits,
             compression: create.compression,

@@ -2,9 +2,10 @@ use std::ffi::{OsStr, OsString};
 use std::num::NonZeroU64;
 use std::process::ExitCode;
 
-use qtk_block::{Access, BlockRead};
+use qtk_block::{Access, BlockRead, Durability};
 use qtk_image::{
-    BitmapCopy, ChainLayer, ConvertOptions, ConvertWarning, Error, Format, Image, SnapshotName, Target, convert,
+    BitmapCopy, ChainLayer, ConvertOptions, ConvertWarning, Error, Format, Image, NewImage, SnapshotName, Target,
+    convert,
 };
 use qtk_qcow2::{BitmapRefusal, Version};
 
@@ -167,6 +168,7 @@ impl Request {
         target::check_place(&path).map_err(in_target)?;
         let image = driver.new_image(&values, None).map_err(in_target)?;
         self.check_cache()?;
+        let image = NewImage { durability: self.durability(), ..image };
         self.check_target_bitmaps(driver.format, image.qcow2.version)?;
         let target = Target::New { path: &path, image: &image };
         self.copy(sources, target, meter).map_err(|error| match error {
@@ -220,6 +222,11 @@ impl Request {
             Format::Raw if self.compress => Err(Failure::new("Compression not supported for this file format")),
             _ => Ok(()),
         }
+    }
+
+    /// Whoever asks for an unsafe target gets one; nobody else does.
+    fn durability(&self) -> Durability {
+        if self.cache.as_deref() == Some("unsafe") { Durability::InCache } else { Durability::OnDisk }
     }
 
     fn check_cache(&self) -> Result<(), Failure> {
