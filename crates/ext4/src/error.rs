@@ -7,7 +7,7 @@ use crate::{BlockNr, GroupNr, Ino};
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Where in a file system damage was found.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum Place {
     /// The primary superblock.

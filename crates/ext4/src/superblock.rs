@@ -23,87 +23,87 @@ const FLAG_UNSIGNED_HASH: u32 = 2;
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable)]
 #[repr(C)]
 pub(crate) struct RawSuperblock {
-    inodes_count: U32,
-    blocks_count_lo: U32,
-    reserved_blocks_lo: U32,
-    free_blocks_lo: U32,
-    free_inodes: U32,
-    first_data_block: U32,
-    log_block_size: U32,
-    log_cluster_size: U32,
-    blocks_per_group: U32,
-    clusters_per_group: U32,
-    inodes_per_group: U32,
-    mtime: U32,
-    wtime: U32,
-    mount_count: U16,
-    max_mount_count: U16,
-    magic: U16,
-    state: U16,
-    errors: U16,
-    minor_rev: U16,
-    last_check: U32,
-    check_interval: U32,
-    creator_os: U32,
-    rev_level: U32,
-    def_resuid: U16,
-    def_resgid: U16,
-    first_ino: U32,
-    inode_size: U16,
-    block_group_nr: U16,
-    feature_compat: U32,
-    feature_incompat: U32,
-    feature_ro_compat: U32,
-    uuid: [u8; 16],
-    volume_name: [u8; 16],
-    last_mounted: [u8; 64],
-    algorithm_usage: U32,
-    prealloc_blocks: u8,
-    prealloc_dir_blocks: u8,
-    reserved_gdt_blocks: U16,
-    journal_uuid: [u8; 16],
-    journal_ino: U32,
-    journal_dev: U32,
-    last_orphan: U32,
-    hash_seed: [U32; 4],
-    def_hash_version: u8,
-    journal_backup_type: u8,
-    desc_size: U16,
-    default_mount_opts: U32,
-    first_meta_bg: U32,
-    mkfs_time: U32,
-    journal_blocks: [U32; 17],
-    blocks_count_hi: U32,
-    reserved_blocks_hi: U32,
-    free_blocks_hi: U32,
-    min_extra_isize: U16,
-    want_extra_isize: U16,
-    flags: U32,
-    raid_stride: U16,
-    mmp_interval: U16,
-    mmp_block: U64,
-    raid_stripe_width: U32,
-    log_groups_per_flex: u8,
-    checksum_type: u8,
-    reserved_pad: U16,
-    kbytes_written: U64,
-    snapshots_and_errors: [u8; 192],
-    usr_quota_ino: U32,
-    grp_quota_ino: U32,
-    overhead_blocks: U32,
-    backup_groups: [U32; 2],
-    encrypt_algos: [u8; 4],
-    encrypt_salt: [u8; 16],
-    lost_found_ino: U32,
-    project_quota_ino: U32,
-    checksum_seed: U32,
-    times_hi: [u8; 6],
-    error_codes: [u8; 2],
-    encoding: U16,
-    encoding_flags: U16,
-    orphan_file_ino: U32,
-    reserved: [U32; 94],
-    checksum: U32,
+    pub(crate) inodes_count: U32,
+    pub(crate) blocks_count_lo: U32,
+    pub(crate) reserved_blocks_lo: U32,
+    pub(crate) free_blocks_lo: U32,
+    pub(crate) free_inodes: U32,
+    pub(crate) first_data_block: U32,
+    pub(crate) log_block_size: U32,
+    pub(crate) log_cluster_size: U32,
+    pub(crate) blocks_per_group: U32,
+    pub(crate) clusters_per_group: U32,
+    pub(crate) inodes_per_group: U32,
+    pub(crate) mtime: U32,
+    pub(crate) wtime: U32,
+    pub(crate) mount_count: U16,
+    pub(crate) max_mount_count: U16,
+    pub(crate) magic: U16,
+    pub(crate) state: U16,
+    pub(crate) errors: U16,
+    pub(crate) minor_rev: U16,
+    pub(crate) last_check: U32,
+    pub(crate) check_interval: U32,
+    pub(crate) creator_os: U32,
+    pub(crate) rev_level: U32,
+    pub(crate) def_resuid: U16,
+    pub(crate) def_resgid: U16,
+    pub(crate) first_ino: U32,
+    pub(crate) inode_size: U16,
+    pub(crate) block_group_nr: U16,
+    pub(crate) feature_compat: U32,
+    pub(crate) feature_incompat: U32,
+    pub(crate) feature_ro_compat: U32,
+    pub(crate) uuid: [u8; 16],
+    pub(crate) volume_name: [u8; 16],
+    pub(crate) last_mounted: [u8; 64],
+    pub(crate) algorithm_usage: U32,
+    pub(crate) prealloc_blocks: u8,
+    pub(crate) prealloc_dir_blocks: u8,
+    pub(crate) reserved_gdt_blocks: U16,
+    pub(crate) journal_uuid: [u8; 16],
+    pub(crate) journal_ino: U32,
+    pub(crate) journal_dev: U32,
+    pub(crate) last_orphan: U32,
+    pub(crate) hash_seed: [U32; 4],
+    pub(crate) def_hash_version: u8,
+    pub(crate) journal_backup_type: u8,
+    pub(crate) desc_size: U16,
+    pub(crate) default_mount_opts: U32,
+    pub(crate) first_meta_bg: U32,
+    pub(crate) mkfs_time: U32,
+    pub(crate) journal_blocks: [U32; 17],
+    pub(crate) blocks_count_hi: U32,
+    pub(crate) reserved_blocks_hi: U32,
+    pub(crate) free_blocks_hi: U32,
+    pub(crate) min_extra_isize: U16,
+    pub(crate) want_extra_isize: U16,
+    pub(crate) flags: U32,
+    pub(crate) raid_stride: U16,
+    pub(crate) mmp_interval: U16,
+    pub(crate) mmp_block: U64,
+    pub(crate) raid_stripe_width: U32,
+    pub(crate) log_groups_per_flex: u8,
+    pub(crate) checksum_type: u8,
+    pub(crate) reserved_pad: U16,
+    pub(crate) kbytes_written: U64,
+    pub(crate) snapshots_and_errors: [u8; 192],
+    pub(crate) usr_quota_ino: U32,
+    pub(crate) grp_quota_ino: U32,
+    pub(crate) overhead_blocks: U32,
+    pub(crate) backup_groups: [U32; 2],
+    pub(crate) encrypt_algos: [u8; 4],
+    pub(crate) encrypt_salt: [u8; 16],
+    pub(crate) lost_found_ino: U32,
+    pub(crate) project_quota_ino: U32,
+    pub(crate) checksum_seed: U32,
+    pub(crate) times_hi: [u8; 6],
+    pub(crate) error_codes: [u8; 2],
+    pub(crate) encoding: U16,
+    pub(crate) encoding_flags: U16,
+    pub(crate) orphan_file_ino: U32,
+    pub(crate) reserved: [U32; 94],
+    pub(crate) checksum: U32,
 }
 
 const _: () = assert!(size_of::<RawSuperblock>() == SUPERBLOCK_LEN);
@@ -136,6 +136,8 @@ pub(crate) struct Geometry {
     pub(crate) desc_size: u16,
     /// Block groups whose bitmaps and inode tables lie together; 1 without `flex_bg`.
     pub(crate) groups_per_flex: u32,
+    /// Blocks that a bit of a block bitmap stands for; 1 without `bigalloc`.
+    pub(crate) blocks_per_cluster: u32,
 }
 
 impl Geometry {
@@ -165,8 +167,9 @@ impl Geometry {
         let blocks_per_group = raw.blocks_per_group.get();
         let inodes_per_group = raw.inodes_per_group.get();
         let bitmap_bits = block_size * 8;
-        let clustered = features.has_ro_compat(ro_compat::BIGALLOC);
-        if blocks_per_group == 0 || blocks_per_group > bitmap_bits && !clustered {
+        let blocks_per_cluster = Self::blocks_per_cluster(raw, features)?;
+        let clusters_per_group = blocks_per_group / blocks_per_cluster;
+        if clusters_per_group == 0 || clusters_per_group > bitmap_bits || blocks_per_group % blocks_per_cluster != 0 {
             return Err(corrupt("the number of blocks per group is impossible"));
         }
         if inodes_per_group == 0 || inodes_per_group > bitmap_bits {
@@ -195,7 +198,19 @@ impl Geometry {
             inode_size,
             desc_size,
             groups_per_flex,
+            blocks_per_cluster,
         })
+    }
+
+    fn blocks_per_cluster(raw: &RawSuperblock, features: Features) -> Result<u32> {
+        if !features.has_ro_compat(ro_compat::BIGALLOC) {
+            return Ok(1);
+        }
+        let impossible = || Error::corrupt(Place::Superblock, "the cluster size is impossible");
+        let log = raw.log_cluster_size.get().checked_sub(raw.log_block_size.get()).filter(|&log| log <= 20);
+        let blocks = 1_u32 << log.ok_or_else(impossible)?;
+        let fits = raw.clusters_per_group.get().checked_mul(blocks) == Some(raw.blocks_per_group.get());
+        if fits { Ok(blocks) } else { Err(impossible()) }
     }
 
     /// The block size as the length of a buffer.
@@ -289,6 +304,11 @@ impl Superblock {
 
     pub(crate) fn geometry(&self) -> &Geometry {
         &self.geometry
+    }
+
+    /// Every field, for the checker.
+    pub(crate) fn raw(&self) -> &RawSuperblock {
+        &self.raw
     }
 
     pub(crate) fn features(&self) -> Features {
