@@ -1,3 +1,4 @@
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -26,6 +27,9 @@ pub struct FlattenOptions {
     pub cluster_size: Option<u64>,
     /// Whether to compress clusters again that could be copied as they are.
     pub recompress: bool,
+    /// What nobody needs of the disk, such as the free blocks of a file system: byte ranges in order that do not overlap. What
+    /// the chain stores there is not read, and zero in the new image.
+    pub unused: Vec<Range<u64>>,
     /// Threads that read and compress; as many as there are processors if not given. The result does not depend on it.
     pub threads: Option<usize>,
     /// When the new image counts as written.
@@ -40,6 +44,7 @@ impl Default for FlattenOptions {
             level: None,
             cluster_size: None,
             recompress: false,
+            unused: Vec::new(),
             threads: None,
             durability: Durability::default(),
         }
@@ -65,7 +70,8 @@ pub fn flatten(
     let file = OutputFile::create(output, options.durability).map_err(Error::io(output, "create it"))?;
     let disk = Disk::new(sources, false);
     let (mut sink, shape) = prepare(file.storage().clone(), output, disk.size(), grain, options)?;
-    let options = ConvertOptions { threads: options.threads, ..ConvertOptions::default() };
+    let options =
+        ConvertOptions { unused: options.unused.clone(), threads: options.threads, ..ConvertOptions::default() };
     // Nothing warns where nothing is salvaged.
     let listener = Listener { warn: &mut |_| {}, progress };
     Copy { disk: &disk, path: output, shape, options: &options }.run(&mut sink, listener)?;

@@ -137,6 +137,7 @@ impl Convert {
             compress: self.codec.is_some(),
             level: self.level,
             recompress: self.recompress,
+            unused: Vec::new(),
             sparse_size: self.sparse_size,
             salvage: self.salvage,
             target_is_zero: self.target_is_zero,

@@ -64,6 +64,7 @@ impl Flatten {
             level: self.level,
             cluster_size: self.cluster_size,
             recompress: self.recompress,
+            unused: Vec::new(),
             threads: self.threads.map(NonZeroUsize::get),
             durability: self.durability.into(),
         };

@@ -66,10 +66,11 @@ impl Copy<'_> {
         }
         let mut limit = options.rate_limit.map(RateLimit::new);
         let mut done = 0;
+        let mut plan = Plan::new(disk, &options.unused, rules);
         ordered(
             path,
             threads,
-            Plan::new(disk, rules),
+            &mut plan,
             || filler.compressor(),
             |compressor, job| filler.fill(compressor.as_mut(), job),
             |mut unit| {
@@ -85,6 +86,7 @@ impl Copy<'_> {
             },
         )?;
         progress.advance(disk.size() - done);
+        sink.report.left_out = plan.left_out();
         Ok(())
     }
 }

@@ -72,6 +72,23 @@ impl Stretch {
         Self { range, class: self.class, part: self.part, run }
     }
 
+    /// The part of it around `at` that is needed, or the one that lies in `unused`, which is zero then.
+    pub(crate) fn part(&self, at: u64, unused: &[Range<u64>]) -> Self {
+        if self.class != Class::Data {
+            return self.clone();
+        }
+        let next = unused.partition_point(|range| range.end <= at);
+        let start = next.checked_sub(1).map_or(0, |before| unused[before].end).max(self.range.start);
+        let end = self.range.end;
+        match unused.get(next) {
+            Some(range) if range.start <= at => {
+                Self { class: Class::Zero, ..self.cut(range.start.max(start)..range.end.min(end)) }
+            }
+            Some(range) => self.cut(start..range.start.min(end)),
+            None => self.cut(start..end),
+        }
+    }
+
     /// Where the stretch's compressed cluster lies: in which layer of which image, where in its file, and how long it is.
     pub(crate) fn compressed(&self) -> Option<((usize, usize), HostOffset, u64)> {
         match self.run.as_ref()?.kind {

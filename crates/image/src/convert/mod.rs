@@ -13,6 +13,7 @@ mod zeroes;
 use std::fmt;
 use std::fs::File;
 use std::num::NonZeroU64;
+use std::ops::Range;
 use std::path::Path;
 
 use qtk_block::{Access, ImageLock, LockMode, Progress, RawFile};
@@ -42,6 +43,9 @@ pub struct ConvertOptions {
     /// Zeroes that are stored in the source are left out where so many bytes of them follow each other. With 0 the target
     /// stores all bytes of the disk, whatever they are and whether or not the source does.
     pub sparse_size: u64,
+    /// What nobody needs of the copied disk, such as the free blocks of a file system: byte ranges in order that do not
+    /// overlap. What the sources store there is not read, and zero in the copy.
+    pub unused: Vec<Range<u64>>,
     /// Take sectors that cannot be read for zeroes, with a warning each.
     pub salvage: bool,
     /// Whether an existing target is known to read as zeroes, so that zeroes need not be written.
@@ -61,6 +65,7 @@ impl Default for ConvertOptions {
             level: None,
             recompress: false,
             sparse_size: 4096,
+            unused: Vec::new(),
             salvage: false,
             target_is_zero: false,
             rate_limit: None,
@@ -157,6 +162,8 @@ pub struct ConvertReport {
     pub copied: u64,
     /// Bytes stored plain.
     pub plain_bytes: u64,
+    /// Bytes of data that were taken for zeroes because nobody needs them.
+    pub left_out: u64,
 }
 
 /// Copies the disks of `sources`, one after the other, into `target`.

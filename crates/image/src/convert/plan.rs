@@ -38,6 +38,9 @@ pub(crate) struct Plan<'a> {
     at: u64,
     size: u64,
     rules: Rules,
+    /// What nobody needs of the disk.
+    unused: &'a [Range<u64>],
+    left_out: u64,
 }
 
 /// What the target needs to be told.
@@ -67,8 +70,15 @@ pub(crate) enum Zeroes {
 }
 
 impl<'a> Plan<'a> {
-    pub(crate) fn new(disk: &'a Disk, rules: Rules) -> Self {
-        Self { stretches: disk.stretches(), current: None, problem: None, at: 0, size: disk.size(), rules }
+    /// A plan that takes the data in `unused`, which must be in order, for zeroes.
+    pub(crate) fn new(disk: &'a Disk, unused: &'a [Range<u64>], rules: Rules) -> Self {
+        let (stretches, size) = (disk.stretches(), disk.size());
+        Self { stretches, current: None, problem: None, at: 0, size, rules, unused, left_out: 0 }
+    }
+
+    /// Bytes of data that were taken for zeroes so far.
+    pub(crate) fn left_out(&self) -> u64 {
+        self.left_out
     }
 
     fn step(&mut self) -> Result<Option<Job>, Error> {
@@ -84,7 +94,7 @@ impl<'a> Plan<'a> {
             if end <= start {
                 return self.fill().map(Some);
             }
-            self.at = end;
+            self.advance(&stretch, end);
             if write {
                 return Ok(Some(Job::Zero(start..end)));
             }
@@ -109,20 +119,28 @@ impl<'a> Plan<'a> {
                 break;
             }
             let range = at..stop.min(end);
-            self.at = range.end;
+            self.advance(&stretch, range.end);
             let ends = range.end == stop;
             chunks.push(Chunk { stretch: stretch.cut(range), ends, problem: self.problem.take() });
         }
         Ok(Job::Fill(chunks))
     }
 
-    /// The stretch that holds `at`.
+    /// Goes on to `end`, which lies in `stretch` or at its end.
+    fn advance(&mut self, stretch: &Stretch, end: u64) {
+        if stretch.class == Class::Zero && self.current.as_ref().is_some_and(|stored| stored.class == Class::Data) {
+            self.left_out += end - self.at;
+        }
+        self.at = end;
+    }
+
+    /// The stretch that holds `at`, or the part of it that is wholly needed or wholly not.
     fn stretch(&mut self) -> Result<Stretch, Error> {
         loop {
             if let Some(stretch) = &self.current
                 && stretch.range.contains(&self.at)
             {
-                return Ok(stretch.clone());
+                return Ok(stretch.part(self.at, self.unused));
             }
             match self.stretches.next() {
                 Some(Ok(stretch)) => self.current = Some(stretch),

@@ -15,3 +15,4 @@ mod names;
 mod open;
 mod random_chains;
 mod salvage;
+mod unused;
