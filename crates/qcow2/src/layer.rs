@@ -221,7 +221,7 @@ impl Layer {
         &self.l1
     }
 
-    fn read_l2(&self, index: u64, offset: HostOffset) -> Result<Box<[L2Entry]>, Error> {
+    pub(crate) fn read_l2(&self, index: u64, offset: HostOffset) -> Result<Box<[L2Entry]>, Error> {
         let bits = self.header.cluster_bits;
         if bits.offset_within(offset.0) != 0 {
             return Err(self.file.corrupt(Corruption::Misaligned { place: Place::L1Entry(index), offset }));

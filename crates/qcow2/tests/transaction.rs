@@ -10,7 +10,10 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 use qtk_block::{Access, BlockRead, BlockWrite, Preallocation, RawFile};
-use qtk_qcow2::{Backing, ClusterBits, CreateOptions, Error, GuestCluster, Transaction, Version, codec, create};
+use qtk_qcow2::{
+    Backing, ClusterBits, CompressionType, CreateOptions, Error, GuestCluster, Transaction, Version, codec, create,
+};
+use support::repetitive::Repetitive;
 use support::{assert_clean, mixed_disk, noise, open, qemu_img, qemu_io, qemu_read, read_all, storage};
 
 #[derive(Clone, Debug)]
@@ -202,6 +205,28 @@ proptest! {
         let image = folder.path().join("image.qcow2");
         create(new_file(&image), "image", &options).unwrap();
         play(Subject::new(image, backing), &operations);
+    }
+
+    #[test]
+    fn images_with_shared_clusters(
+        (bits, operations) in prop_oneof![Just(9), Just(12), Just(16)]
+            .prop_flat_map(|bits: u32| (Just(bits), more_operations(size_of(bits), 1 << bits))),
+        refcount_bits in prop_oneof![Just(2), Just(4), Just(16)],
+        codec in prop_oneof![Just(None), Just(Some(CompressionType::Zlib)), Just(Some(CompressionType::Zstd))],
+        contents in proptest::collection::vec(0..12_u8, 43),
+        snapshot in any::<bool>(),
+    ) {
+        let folder = tempfile::tempdir().unwrap();
+        let clusters = contents[..usize::try_from(size_of(bits).div_ceil(1 << bits)).unwrap()].to_vec();
+        let short = (clusters.len() << bits) / 512 - usize::try_from(size_of(bits)).unwrap() / 512;
+        let disk = Repetitive { bits, refcount_bits, codec, clusters, short };
+        let image = folder.path().join("image.qcow2");
+        disk.write(&image, false);
+        // Narrow refcounts may be at their limit already.
+        if snapshot && refcount_bits == 16 {
+            qemu_img(folder.path(), "snapshot -c one image.qcow2");
+        }
+        play(Subject::new(image, None), &operations);
     }
 
     #[test]

@@ -7,6 +7,7 @@ mod counts;
 mod dirty;
 mod header;
 mod metadata;
+mod only_users;
 mod primitives;
 mod refcounts;
 mod resize;
@@ -83,6 +84,7 @@ impl Transaction {
             forgotten_data: Vec::new(),
             data_end: None,
             packed_to: None,
+            left_alone: Vec::new(),
             cut_tail: false,
             dirty: bitmaps.records_writes().then(Default::default),
             snapshots: None,
@@ -168,6 +170,7 @@ impl Transaction {
     }
 
     fn prepare(&self, state: &mut State, settle: bool) -> Result<Prepared, Error> {
+        state.mark_only_users()?;
         state.write_bitmaps(settle)?;
         let prepared = state.write_metadata(settle)?;
         if state.header().has_data_file() {

@@ -81,6 +81,8 @@ pub(crate) struct State {
     pub(super) data_end: Option<u64>,
     /// Where the compressed data ends that the next may follow.
     pub(super) packed_to: Option<HostOffset>,
+    /// Clusters with a single user left, while entries may not say so.
+    pub(super) left_alone: Vec<HostCluster>,
     /// Whether a settled commit leaves nothing past the last cluster in use.
     pub(super) cut_tail: bool,
     pub(super) phase: Phase,
@@ -254,6 +256,7 @@ impl State {
                 Origin::Committed => self.refcounts.drop_data(cluster, place)?,
                 Origin::Own | Origin::Shared => self.refcounts.drop_user(cluster, place)?,
             }
+            self.note_given_up(entry, cluster)?;
             // Whatever takes the cluster next has it for itself.
             self.packed_to = self.packed_to.filter(|&at| bits.host_cluster(at) != cluster);
         }

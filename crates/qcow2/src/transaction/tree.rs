@@ -112,6 +112,7 @@ impl State {
                 self.table_mut(index)?.entries.copy_from_slice(&entries);
             }
         }
+        self.left_alone.clear();
         Ok(())
     }
 
