@@ -37,7 +37,7 @@ fn repetitive() -> impl Strategy<Value = Repetitive> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(60))]
+    #![proptest_config(ProptestConfig { cases: 60, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn equal_clusters_are_stored_once(disk in repetitive()) {

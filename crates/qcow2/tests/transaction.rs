@@ -393,3 +393,14 @@ fn snapshot_content(image: &Path, snapshot: usize) -> Vec<u8> {
     qemu_img(folder, &format!("convert -f qcow2 -l s{snapshot} -O raw image.qcow2 snapshot.raw"));
     std::fs::read(folder.join("snapshot.raw")).unwrap()
 }
+
+#[test]
+fn what_a_disk_loses_when_it_shrinks_does_not_come_back() {
+    let folder = tempfile::tempdir().unwrap();
+    mixed_disk(&folder.path().join("source.raw"), 1 << 20, 5000);
+    qemu_img(folder.path(), "convert -f raw -O qcow2 -o cluster_size=4k source.raw image.qcow2");
+    play(
+        Subject::new(folder.path().join("image.qcow2"), None),
+        &[Operation::Resize(0), Operation::Resize(2 << 20), Operation::Write { range: 1..5000, seed: 1 }],
+    );
+}

@@ -105,7 +105,9 @@ impl L2Tables for State {
         if let Some(table) = self.tables.get(&l1_index) {
             return Ok(Some(&table.entries));
         }
-        match self.table_home(l1_index).and_then(|home| self.frozen.get(&home)) {
+        // The committed state may have a table that the transaction gave up.
+        let Some(home) = self.table_home(l1_index) else { return Ok(None) };
+        match self.frozen.get(&home) {
             Some(entries) => Ok(Some(entries)),
             None => self.layer.l2_table(l1_index),
         }
