@@ -94,11 +94,12 @@ const RO_COMPAT: &[Feature] = &[
     feature(ro_compat::GDT_CSUM, "uninit_bg", Support::Write),
     feature(ro_compat::DIR_NLINK, "dir_nlink", Support::Write),
     feature(0x40, "extra_isize", Support::Write),
-    feature(0x80, "has_snapshot", Support::Read),
+    // Those that no kernel in use writes to may hide blocks from the bitmaps.
+    feature(0x80, "has_snapshot", Support::None),
     feature(0x100, "quota", Support::Read),
     feature(ro_compat::BIGALLOC, "bigalloc", Support::Read),
     feature(ro_compat::METADATA_CSUM, "metadata_csum", Support::Write),
-    feature(0x800, "replica", Support::Read),
+    feature(0x800, "replica", Support::None),
     feature(0x1000, "read-only", Support::Read),
     feature(0x2000, "project", Support::Read),
     feature(0x4000, "shared_blocks", Support::Read),
@@ -130,6 +131,12 @@ impl Features {
     /// Refuses what changes the format in ways that a reader must know. Unknown compatible and read-only-compatible bits are fine.
     pub(crate) fn check_readable(self) -> Result<(), Error> {
         let missing = below(self.incompat, INCOMPAT, Support::Read, "incompat");
+        if missing.is_empty() { Ok(()) } else { Err(Error::unsupported(describe(&missing))) }
+    }
+
+    /// Refuses what may give a meaning to blocks that the bitmaps call free.
+    pub(crate) fn check_free_space(self) -> Result<(), Error> {
+        let missing = below(self.ro_compat, RO_COMPAT, Support::Read, "ro_compat");
         if missing.is_empty() { Ok(()) } else { Err(Error::unsupported(describe(&missing))) }
     }
 

@@ -139,6 +139,12 @@ impl Ext4 {
         })
     }
 
+    /// Whether the journal was not played to its end when the device was last written: a crash, or a machine that sleeps.
+    #[must_use]
+    pub fn needs_recovery(&self) -> bool {
+        self.superblock.needs_recovery()
+    }
+
     pub(crate) fn geometry(&self) -> &Geometry {
         self.superblock.geometry()
     }

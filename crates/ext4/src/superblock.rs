@@ -255,6 +255,35 @@ impl Geometry {
     pub(crate) fn descriptors_per_block(&self) -> u32 {
         self.block_size / u32::from(self.desc_size)
     }
+
+    /// What a group's block bitmap has a bit for: clusters with `bigalloc`, else blocks.
+    pub(crate) fn clusters_per_group(&self) -> u32 {
+        self.blocks_per_group / self.blocks_per_cluster
+    }
+
+    /// Clusters of a group; the last group may be a short one.
+    pub(crate) fn clusters_in(&self, group: GroupNr) -> u32 {
+        let blocks = self.group_blocks(group);
+        let clusters = blocks.end.saturating_sub(blocks.start).div_ceil(self.blocks_per_cluster.into());
+        u32::try_from(clusters).unwrap_or(u32::MAX)
+    }
+
+    /// The bits of a group's block bitmap that stand for what of `blocks` lies in the group.
+    pub(crate) fn bits_of(&self, group: GroupNr, blocks: &Range<u64>) -> Range<u32> {
+        let own = self.group_blocks(group);
+        let ratio = u64::from(self.blocks_per_cluster);
+        let bit = |block: u64| u32::try_from(block).unwrap_or(u32::MAX);
+        let within = |block: u64| block.clamp(own.start, own.end) - own.start;
+        let (start, end) = (within(blocks.start), within(blocks.end));
+        if start < end { bit(start / ratio)..bit(end.div_ceil(ratio)) } else { 0..0 }
+    }
+
+    /// The blocks that a run of bits of a group's block bitmap stands for.
+    pub(crate) fn blocks_of(&self, group: GroupNr, bits: &Range<u32>) -> Range<u64> {
+        let own = self.group_blocks(group);
+        let block = |bit: u32| own.start + u64::from(bit) * u64::from(self.blocks_per_cluster);
+        block(bits.start)..block(bits.end).min(own.end)
+    }
 }
 
 fn high(field: U32, features: Features) -> u64 {
@@ -439,11 +468,24 @@ impl Superblock {
     pub(crate) fn descriptor_block(&self, group: GroupNr) -> BlockNr {
         let geometry = &self.geometry;
         let meta_group = group.0 / geometry.descriptors_per_block();
-        if !self.features().has_incompat(incompat::META_BG) || meta_group < self.raw.first_meta_bg.get() {
-            return BlockNr(geometry.first_data_block + 1 + u64::from(meta_group));
+        if !self.has_meta_group(group) {
+            return self.front_of(GroupNr(0)).plus(1 + u64::from(meta_group));
         }
         let first = GroupNr(meta_group * geometry.descriptors_per_block());
-        geometry.first_block_of(first).plus(self.has_superblock(first).into())
+        self.front_of(first).plus(self.has_superblock(first).into())
+    }
+
+    /// Whether a group's descriptor lies in a group of its own meta group (`meta_bg`).
+    fn has_meta_group(&self, group: GroupNr) -> bool {
+        let meta_group = group.0 / self.geometry.descriptors_per_block();
+        self.features().has_incompat(incompat::META_BG) && meta_group >= self.raw.first_meta_bg.get()
+    }
+
+    /// Where a group's copies of superblock and descriptors begin: at its start, except that block 0 is never a superblock where
+    /// blocks have 1 KiB.
+    fn front_of(&self, group: GroupNr) -> BlockNr {
+        let primary = SUPERBLOCK_OFFSET / u64::from(self.geometry.block_size);
+        BlockNr(self.geometry.first_block_of(group).0.max(primary))
     }
 
     /// Whether a group starts with a copy of the superblock.
@@ -460,12 +502,29 @@ impl Superblock {
         }
     }
 
-    /// Blocks at the front of a group that hold copies of the superblock and the descriptors, and room for more of these.
-    pub(crate) fn front_blocks(&self, group: GroupNr) -> u32 {
-        if !self.has_superblock(group) {
-            return 0;
-        }
-        1 + self.descriptor_blocks() + u32::from(self.raw.reserved_gdt_blocks.get())
+    /// The blocks at the front of a group that hold copies of the superblock and of descriptors.
+    pub(crate) fn copies(&self, group: GroupNr) -> Range<u64> {
+        let has_superblock = self.has_superblock(group);
+        let descriptors = if self.has_meta_group(group) {
+            let last = self.geometry.descriptors_per_block() - 1;
+            u32::from([0, 1, last].contains(&(group.0 & last)))
+        } else if !has_superblock {
+            0
+        } else if self.features().has_incompat(incompat::META_BG) {
+            self.raw.first_meta_bg.get()
+        } else {
+            self.descriptor_blocks()
+        };
+        let start = self.front_of(group).0;
+        start..start + u64::from(has_superblock) + u64::from(descriptors)
+    }
+
+    /// The same from the group's start, with the room that is left for more descriptors.
+    pub(crate) fn front(&self, group: GroupNr) -> Range<u64> {
+        let copies = self.copies(group);
+        let has_room = self.has_superblock(group) && !self.has_meta_group(group);
+        let room = if has_room { self.raw.reserved_gdt_blocks.get().into() } else { 0 };
+        self.geometry.first_block_of(group).0..copies.end + room
     }
 }
 

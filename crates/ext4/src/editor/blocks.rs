@@ -2,9 +2,10 @@
 
 use std::ops::Range;
 
-use super::{BitmapKind, Editor};
+use super::Editor;
 use crate::error::{Error, Place, Result};
 use crate::group::BLOCK_UNINIT;
+use crate::group_bitmap::BitmapKind;
 use crate::{BlockNr, GroupNr, Ino, bitmap};
 
 /// A free run shorter than this, the usual cluster of the image beneath, is not worth a search before new groups are opened.
@@ -113,7 +114,7 @@ impl Editor {
                 _ => 0..u32::MAX,
             };
             let descriptor = self.fs.group(group)?;
-            if descriptor.free_blocks() == 0 || self.has_group_flags() && descriptor.has(BLOCK_UNINIT) {
+            if descriptor.free_blocks() == 0 || self.fs.has_group_flags() && descriptor.has(BLOCK_UNINIT) {
                 continue;
             }
             let Some(found) = self.best_in(group, bits, want)? else { continue };
@@ -141,7 +142,7 @@ impl Editor {
 
     /// Makes the bitmap of the nearest group that never had one, searching forward from `goal` and then from the front.
     fn open_group(&mut self, goal: BlockNr) -> Result<Option<GroupNr>> {
-        if !self.has_group_flags() {
+        if !self.fs.has_group_flags() {
             return Ok(None);
         }
         let geometry = self.fs.geometry();
@@ -159,34 +160,7 @@ impl Editor {
 
     /// Writes the bitmap that a group's layout implies.
     fn initialise_block_bitmap(&mut self, group: GroupNr) -> Result<()> {
-        let geometry = *self.fs.geometry();
-        let bits = self.blocks_in(group);
-        let mut bytes = vec![0; geometry.block_len()];
-        bitmap::fill(&mut bytes, 0..self.fs.superblock.front_blocks(group).min(bits), true);
-        // Bitmaps and tables of a flexible group lie in any of its groups.
-        let flex = group.0 - group.0 % geometry.groups_per_flex;
-        let flex_end = flex.saturating_add(geometry.groups_per_flex).min(geometry.groups);
-        let own = geometry.group_blocks(group);
-        for member in (flex..flex_end).map(GroupNr) {
-            let descriptor = self.fs.group(member)?;
-            let structures = [
-                (descriptor.block_bitmap(), 1),
-                (descriptor.inode_bitmap(), 1),
-                (descriptor.inode_table(), self.fs.inode_table_len()),
-            ];
-            for (start, len) in structures {
-                let from = start.0.max(own.start);
-                let to = start.plus(len).0.min(own.end);
-                if from < to {
-                    let bit = |block: u64| u32::try_from(block - own.start).unwrap_or(u32::MAX);
-                    bitmap::fill(&mut bytes, bit(from)..bit(to), true);
-                }
-            }
-        }
-        bitmap::fill(&mut bytes, bits..geometry.block_size * 8, true);
-        if bitmap::count_clear(&bytes, 0..bits) != self.fs.group(group)?.free_blocks() {
-            return Err(Error::corrupt(Place::Group(group), "its number of free blocks does not fit its layout"));
-        }
+        let bytes = self.fs.implied_block_bitmap(group)?;
         self.put_bitmap(group, BitmapKind::Blocks, bytes)?;
         self.modify_group(group, |descriptor| descriptor.clear(BLOCK_UNINIT))
     }
@@ -227,7 +201,7 @@ impl Editor {
     fn mark_in_group(&mut self, group: GroupNr, bits: Range<u32>, used: bool) -> Result<()> {
         let corrupt = |problem| Error::corrupt(Place::Group(group), problem);
         let descriptor = self.fs.group(group)?;
-        if self.has_group_flags() && descriptor.has(BLOCK_UNINIT) {
+        if self.fs.has_group_flags() && descriptor.has(BLOCK_UNINIT) {
             return Err(corrupt("blocks of it are in use, though it has no bitmap"));
         }
         let bitmap = self.bitmap(group, BitmapKind::Blocks)?;

@@ -1,8 +1,9 @@
 //! Allocating and freeing inodes.
 
-use super::{BitmapKind, Editor};
+use super::Editor;
 use crate::error::{Error, Place, Result};
 use crate::group::{GroupDescriptor, INODE_UNINIT};
+use crate::group_bitmap::BitmapKind;
 use crate::inode::{Inode, Time};
 use crate::metadata::FileType;
 use crate::{GroupNr, Ino, bitmap};
@@ -46,7 +47,7 @@ impl Editor {
     }
 
     fn is_unused(&self, descriptor: &GroupDescriptor) -> bool {
-        self.has_group_flags() && descriptor.has(INODE_UNINIT)
+        self.fs.has_group_flags() && descriptor.has(INODE_UNINIT)
     }
 
     /// Marks the group's first free inode as used, and says whether it may have been used before.
@@ -66,7 +67,7 @@ impl Editor {
             .filter(|_| bit < geometry.inodes_per_group)
             .ok_or_else(|| corrupt("its number of free inodes does not fit its bitmap"))?;
         let descriptor = self.fs.group(group)?;
-        let never_used = if self.has_group_flags() { descriptor.itable_unused() } else { 0 };
+        let never_used = if self.fs.has_group_flags() { descriptor.itable_unused() } else { 0 };
         let used_before = bit.saturating_add(never_used) < geometry.inodes_per_group;
         self.modify_bitmap(group, BitmapKind::Inodes, |bytes| bitmap::fill(bytes, bit..bit + 1, true))?;
         self.modify_group(group, |descriptor| {

@@ -19,8 +19,9 @@ use qtk_block::BlockWrite;
 use crate::cache;
 use crate::checksum;
 use crate::error::{Error, Place, Result};
-use crate::features::{compat, ro_compat};
+use crate::features::compat;
 use crate::group::GroupDescriptor;
+use crate::group_bitmap::BitmapKind;
 use crate::inode::Inode;
 use crate::journal::Journal;
 use crate::metadata::Timestamp;
@@ -44,13 +45,6 @@ impl EditOptions {
     pub const fn new(now: Timestamp) -> Self {
         Self { now }
     }
-}
-
-/// The two kinds of bitmap that a group has.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum BitmapKind {
-    Blocks,
-    Inodes,
 }
 
 /// A file system open for writing.
@@ -160,8 +154,8 @@ impl Editor {
         };
         for (group, kind) in std::mem::take(&mut self.changed_bitmaps) {
             let descriptor = self.fs.group(group)?;
-            let block = self.fs.block(bitmap_place(&descriptor, kind))?;
-            let sum = checksum::bitmap(seed, &block[..self.checksummed_len(kind)]);
+            let block = self.fs.block(kind.place(&descriptor))?;
+            let sum = checksum::bitmap(seed, &block[..self.fs.checksummed_len(kind)]);
             self.modify_group(group, |descriptor| match kind {
                 BitmapKind::Blocks => descriptor.set_block_bitmap_checksum(sum),
                 BitmapKind::Inodes => descriptor.set_inode_bitmap_checksum(sum),
@@ -170,46 +164,27 @@ impl Editor {
         Ok(())
     }
 
-    /// Bytes of a bitmap that its checksum covers.
-    fn checksummed_len(&self, kind: BitmapKind) -> usize {
-        let geometry = self.fs.geometry();
-        let bits = match kind {
-            BitmapKind::Blocks => geometry.blocks_per_group,
-            BitmapKind::Inodes => geometry.inodes_per_group,
-        };
-        (bits as usize / 8).min(geometry.block_len())
-    }
-
     /// A group's bitmap, checked when it is first used.
     fn bitmap(&mut self, group: GroupNr, kind: BitmapKind) -> Result<Arc<[u8]>> {
         let descriptor = self.fs.group(group)?;
-        let block = self.fs.block(bitmap_place(&descriptor, kind))?;
-        if self.checked.insert((group, kind))
-            && let Some(seed) = self.fs.checksum_seed()
-        {
-            let mask = if descriptor.is_wide() { u32::MAX } else { 0xffff };
-            let stored = match kind {
-                BitmapKind::Blocks => descriptor.block_bitmap_checksum(),
-                BitmapKind::Inodes => descriptor.inode_bitmap_checksum(),
-            };
-            if checksum::bitmap(seed, &block[..self.checksummed_len(kind)]) & mask != stored {
-                self.checked.remove(&(group, kind));
-                return Err(Error::corrupt(Place::Group(group), "the checksum of a bitmap is wrong"));
-            }
+        if self.checked.contains(&(group, kind)) {
+            return self.fs.block(kind.place(&descriptor));
         }
+        let block = self.fs.bitmap(group, &descriptor, kind)?;
+        self.checked.insert((group, kind));
         Ok(block)
     }
 
     /// Changes a bitmap, which [`bitmap`](Self::bitmap) gave before.
     fn modify_bitmap(&mut self, group: GroupNr, kind: BitmapKind, edit: impl FnOnce(&mut [u8])) -> Result<()> {
-        let place = bitmap_place(&self.fs.group(group)?, kind);
+        let place = kind.place(&self.fs.group(group)?);
         self.changed_bitmaps.insert((group, kind));
         self.fs.cache.modify(place, edit)
     }
 
     /// Writes a whole bitmap of a group that had none yet.
     fn put_bitmap(&mut self, group: GroupNr, kind: BitmapKind, bytes: Vec<u8>) -> Result<()> {
-        let place = bitmap_place(&self.fs.group(group)?, kind);
+        let place = kind.place(&self.fs.group(group)?);
         self.checked.insert((group, kind));
         self.changed_bitmaps.insert((group, kind));
         self.fs.cache.put(place, bytes);
@@ -229,11 +204,6 @@ impl Editor {
         self.fs.cache.modify(block, |block| block[place].copy_from_slice(&bytes))
     }
 
-    /// Whether groups may have flags that say their bitmaps were never written.
-    fn has_group_flags(&self) -> bool {
-        self.fs.superblock.features().has_ro_compat(ro_compat::GDT_CSUM | ro_compat::METADATA_CSUM)
-    }
-
     pub(crate) fn modify_superblock(&mut self, edit: impl FnOnce(&mut Superblock)) {
         edit(&mut self.fs.superblock);
         self.superblock_changed = true;
@@ -249,13 +219,6 @@ impl Editor {
         let bytes = inode.seal(self.fs.checksum_seed());
         let (block, place) = self.fs.inode_place(inode.ino())?;
         self.fs.cache.modify(block, |block| block[place].copy_from_slice(&bytes))
-    }
-}
-
-fn bitmap_place(descriptor: &GroupDescriptor, kind: BitmapKind) -> BlockNr {
-    match kind {
-        BitmapKind::Blocks => descriptor.block_bitmap(),
-        BitmapKind::Inodes => descriptor.inode_bitmap(),
     }
 }
 

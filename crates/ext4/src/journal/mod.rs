@@ -53,6 +53,11 @@ impl<'a> Journal<'a> {
         self.superblock.start().is_none()
     }
 
+    /// Whether the kernel gave up on the journal after an error.
+    pub(crate) fn is_aborted(&self) -> bool {
+        self.superblock.is_aborted()
+    }
+
     /// Copies every committed block to its place on `target`, which is the file system's device or lies over it.
     pub(crate) fn replay(self, target: &dyn BlockWrite) -> Result<Replayed> {
         let next = match self.superblock.start() {
