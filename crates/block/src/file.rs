@@ -60,8 +60,13 @@ impl RawFile {
         Self { written: Some(AtomicU64::new(0)), ..self }
     }
 
+    /// Takes note that the file has bytes up to `end`.
+    pub(crate) fn reaches(&self, end: u64) {
+        self.size.fetch_max(end, Ordering::AcqRel);
+    }
+
     /// Takes note of bytes that were written.
-    fn count_written(&self, len: u64) {
+    pub(crate) fn count_written(&self, len: u64) {
         let Some(written) = &self.written else { return };
         let before = written.fetch_add(len, Ordering::Relaxed);
         if before / WRITEBACK_STEP != (before + len) / WRITEBACK_STEP {
@@ -149,7 +154,7 @@ impl BlockWrite for RawFile {
             Err(_) if self.is_device => 0,
             Err(_) => self.file.metadata().map_or(0, |metadata| metadata.len()),
         };
-        self.size.fetch_max(end, Ordering::AcqRel);
+        self.reaches(end);
         self.count_written(buf.len() as u64);
         result
     }
@@ -200,8 +205,8 @@ impl HostStorage for RawFile {
         Self::reserve(self, range)
     }
 
-    fn as_file(&self) -> Option<&File> {
-        Some(&self.file)
+    fn as_raw_file(&self) -> Option<&RawFile> {
+        Some(self)
     }
 }
 

@@ -15,6 +15,7 @@ mod overlay;
 mod progress;
 mod recorder;
 mod sys;
+mod transfer;
 mod window;
 mod zero;
 
@@ -28,6 +29,7 @@ pub use output::{Durability, OutputFile};
 pub use overlay::Overlay;
 pub use progress::{NoProgress, Progress, take_progress_request, watch_progress_requests};
 pub use recorder::{WriteEvent, WriteRecorder};
+pub use transfer::Sharing;
 pub use window::Window;
 pub use zero::is_zero;
 
@@ -104,8 +106,8 @@ pub trait HostStorage: BlockWrite {
         if range.end > self.size() { self.set_size(range.end) } else { Ok(()) }
     }
 
-    /// The host file behind the storage, for what only files can do (`copy_file_range`, reflinks).
-    fn as_file(&self) -> Option<&std::fs::File> {
+    /// The host file, where the storage is all of one, for what only files can do (`copy_file_range`, reflinks).
+    fn as_raw_file(&self) -> Option<&RawFile> {
         None
     }
 }

@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -61,6 +62,19 @@ pub(crate) fn ofd_is_locked_elsewhere(file: &File, byte: u64) -> io::Result<bool
 pub(crate) fn start_writeback(file: &File) {
     // SAFETY: the descriptor is open for the call's duration, and no memory is passed.
     unsafe { libc::sync_file_range(file.as_raw_fd(), 0, 0, libc::SYNC_FILE_RANGE_WRITE) };
+}
+
+/// Lets a range of `target` have its blocks in common with as many bytes of `source` from `from` on.
+pub(crate) fn clone_range(source: &File, target: &File, from: u64, range: Range<u64>) -> io::Result<()> {
+    let request = libc::file_clone_range {
+        src_fd: source.as_raw_fd().into(),
+        src_offset: from,
+        src_length: range.end - range.start,
+        dest_offset: range.start,
+    };
+    // SAFETY: both descriptors are open for the call's duration, and `request` outlives it.
+    let result = unsafe { libc::ioctl(target.as_raw_fd(), libc::FICLONERANGE, &raw const request) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// Set by `SIGUSR1`.
