@@ -14,6 +14,7 @@ mod partition;
 mod path;
 mod probe;
 mod tree;
+mod unused;
 
 pub use error::{Error, PathProblem, Place};
 pub use layout::{Layout, Slot};
@@ -22,3 +23,4 @@ pub use path::{DisplayPath, GuestPath};
 pub use probe::{Content, Probe};
 pub use qtk_ext4::{EditOptions, FileType, NewNode, NodeKind, SetAttributes, Timestamp};
 pub use tree::{DirEntry, Follow, Location, Metadata, MountInfo, Node, Tree, Warning, Xattr};
+pub use unused::{Needed, Unused, UnusedOfVolume};

@@ -91,7 +91,7 @@ pub struct Probe {
 }
 
 /// Enough for every superblock but that of Btrfs.
-const HEAD: usize = 36 << 10;
+const HEAD: usize = 64 << 10;
 const BTRFS_SUPERBLOCK: u64 = 64 << 10;
 
 impl Probe {
@@ -157,7 +157,7 @@ impl<'a> Bytes<'a> {
 }
 
 fn known_at_head(head: &Bytes<'_>) -> Option<Probe> {
-    const SWAP_MAGIC_OFFSETS: [usize; 3] = [4096 - 10, 8192 - 10, 16384 - 10];
+    const SWAP_MAGIC_OFFSETS: [usize; 5] = [4096 - 10, 8192 - 10, 16_384 - 10, 32_768 - 10, 65_536 - 10];
     if head.holds(0, b"LUKS\xba\xbe") {
         let text = head.field(168, 36).and_then(|text| std::str::from_utf8(text).ok());
         let uuid = text.and_then(|text| Uuid::try_parse(text).ok()).map(Uuid::into_bytes);
