@@ -5,8 +5,10 @@ use crate::Error;
 pub(crate) mod compat {
     pub(crate) const HAS_JOURNAL: u32 = 0x4;
     pub(crate) const EXT_ATTR: u32 = 0x8;
+    pub(crate) const RESIZE_INODE: u32 = 0x10;
     pub(crate) const DIR_INDEX: u32 = 0x20;
     pub(crate) const SPARSE_SUPER2: u32 = 0x200;
+    pub(crate) const STABLE_INODES: u32 = 0x800;
     pub(crate) const ORPHAN_FILE: u32 = 0x1000;
 }
 
@@ -17,6 +19,7 @@ pub(crate) mod incompat {
     pub(crate) const EXTENTS: u32 = 0x40;
     pub(crate) const SIXTY_FOUR_BIT: u32 = 0x80;
     pub(crate) const FLEX_BG: u32 = 0x200;
+    pub(crate) const EA_INODE: u32 = 0x400;
     pub(crate) const CSUM_SEED: u32 = 0x2000;
     pub(crate) const LARGE_DIR: u32 = 0x4000;
 }
@@ -27,6 +30,7 @@ pub(crate) mod ro_compat {
     pub(crate) const HUGE_FILE: u32 = 0x8;
     pub(crate) const GDT_CSUM: u32 = 0x10;
     pub(crate) const DIR_NLINK: u32 = 0x20;
+    pub(crate) const EXTRA_ISIZE: u32 = 0x40;
     pub(crate) const BIGALLOC: u32 = 0x200;
     pub(crate) const METADATA_CSUM: u32 = 0x400;
     pub(crate) const ORPHAN_PRESENT: u32 = 0x1_0000;
@@ -55,7 +59,7 @@ const COMPAT: &[Feature] = &[
     feature(0x2, "imagic_inodes", Support::Read),
     feature(compat::HAS_JOURNAL, "has_journal", Support::Write),
     feature(compat::EXT_ATTR, "ext_attr", Support::Write),
-    feature(0x10, "resize_inode", Support::Write),
+    feature(compat::RESIZE_INODE, "resize_inode", Support::Write),
     feature(compat::DIR_INDEX, "dir_index", Support::Write),
     feature(0x40, "lazy_bg", Support::Read),
     feature(0x80, "exclude_inode", Support::Read),
@@ -63,7 +67,7 @@ const COMPAT: &[Feature] = &[
     feature(compat::SPARSE_SUPER2, "sparse_super2", Support::Write),
     // Fast commits matter to a dirty journal alone, and the journal looks for them.
     feature(0x400, "fast_commit", Support::Write),
-    feature(0x800, "stable_inodes", Support::Write),
+    feature(compat::STABLE_INODES, "stable_inodes", Support::Write),
     feature(compat::ORPHAN_FILE, "orphan_file", Support::Write),
 ];
 
@@ -77,7 +81,7 @@ const INCOMPAT: &[Feature] = &[
     feature(incompat::SIXTY_FOUR_BIT, "64bit", Support::Write),
     feature(0x100, "mmp", Support::Read),
     feature(incompat::FLEX_BG, "flex_bg", Support::Write),
-    feature(0x400, "ea_inode", Support::Read),
+    feature(incompat::EA_INODE, "ea_inode", Support::Read),
     feature(0x1000, "dirdata", Support::None),
     feature(incompat::CSUM_SEED, "metadata_csum_seed", Support::Write),
     feature(incompat::LARGE_DIR, "large_dir", Support::Read),
@@ -93,7 +97,7 @@ const RO_COMPAT: &[Feature] = &[
     feature(ro_compat::HUGE_FILE, "huge_file", Support::Write),
     feature(ro_compat::GDT_CSUM, "uninit_bg", Support::Write),
     feature(ro_compat::DIR_NLINK, "dir_nlink", Support::Write),
-    feature(0x40, "extra_isize", Support::Write),
+    feature(ro_compat::EXTRA_ISIZE, "extra_isize", Support::Write),
     // Those that no kernel in use writes to may hide blocks from the bitmaps.
     feature(0x80, "has_snapshot", Support::None),
     feature(0x100, "quota", Support::Read),
@@ -108,7 +112,7 @@ const RO_COMPAT: &[Feature] = &[
 ];
 
 /// The three sets of feature bits of a superblock.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Features {
     pub(crate) compat: u32,
     pub(crate) incompat: u32,
@@ -116,6 +120,46 @@ pub(crate) struct Features {
 }
 
 impl Features {
+    /// The feature of that name alone. `extents` and `gdt_csum` are other names of `extent` and `uninit_bg`.
+    pub(crate) fn named(name: &str) -> Option<Self> {
+        let name = match name {
+            "extents" => "extent",
+            "gdt_csum" => "uninit_bg",
+            name => name,
+        };
+        let bit =
+            |table: &[Feature]| table.iter().find(|feature| feature.name == name).map_or(0, |feature| feature.bit);
+        let found = Self { compat: bit(COMPAT), incompat: bit(INCOMPAT), ro_compat: bit(RO_COMPAT) };
+        (found != Self::default()).then_some(found)
+    }
+
+    /// These features and `other`.
+    pub(crate) fn with(self, other: Self) -> Self {
+        Self {
+            compat: self.compat | other.compat,
+            incompat: self.incompat | other.incompat,
+            ro_compat: self.ro_compat | other.ro_compat,
+        }
+    }
+
+    /// These features but for `other`.
+    pub(crate) fn without(self, other: Self) -> Self {
+        Self {
+            compat: self.compat & !other.compat,
+            incompat: self.incompat & !other.incompat,
+            ro_compat: self.ro_compat & !other.ro_compat,
+        }
+    }
+
+    /// The names of the features in the sets, as far as they have names.
+    pub(crate) fn names(self) -> Vec<&'static str> {
+        let sets = [(self.compat, COMPAT), (self.incompat, INCOMPAT), (self.ro_compat, RO_COMPAT)];
+        let in_set = |(mask, table): (u32, &'static [Feature])| {
+            table.iter().filter(move |feature| mask & feature.bit != 0).map(|feature| feature.name)
+        };
+        sets.into_iter().flat_map(in_set).collect()
+    }
+
     pub(crate) fn has_compat(self, bit: u32) -> bool {
         self.compat & bit != 0
     }

@@ -9,6 +9,8 @@ use crate::BlockNr;
 pub(crate) const INODE_UNINIT: u16 = 1;
 /// The group's block bitmap was never written; it follows from the layout.
 pub(crate) const BLOCK_UNINIT: u16 = 2;
+/// What the inode table holds behind the inodes in use reads as zeroes.
+pub(crate) const INODE_ZEROED: u16 = 4;
 
 const LEN: usize = 64;
 pub(crate) const CHECKSUM_OFFSET: usize = std::mem::offset_of!(RawGroup, checksum);
@@ -60,6 +62,11 @@ fn split(value: u32, low: &mut U16, high: &mut U16) {
     *high = u16::from_le_bytes([c, d]).into();
 }
 
+fn halves(block: BlockNr) -> (U32, U32) {
+    let [a, b, c, d, high @ ..] = block.0.to_le_bytes();
+    (u32::from_le_bytes([a, b, c, d]).into(), u32::from_le_bytes(high).into())
+}
+
 macro_rules! counters {
     ($($(#[$doc:meta])* $get:ident, $set:ident: $low:ident, $high:ident;)*) => {$(
         $(#[$doc])*
@@ -79,6 +86,22 @@ impl GroupDescriptor {
         let len = bytes.len().min(LEN);
         raw.as_mut_bytes()[..len].copy_from_slice(&bytes[..len]);
         Self { raw, wide: bytes.len() >= LEN }
+    }
+
+    /// The descriptor of a group whose bitmaps and inode table lie here.
+    pub(crate) fn new(
+        len: u16,
+        block_bitmap: BlockNr,
+        inode_bitmap: BlockNr,
+        inode_table: BlockNr,
+        flags: u16,
+    ) -> Self {
+        let mut raw = RawGroup::new_zeroed();
+        (raw.block_bitmap_lo, raw.block_bitmap_hi) = halves(block_bitmap);
+        (raw.inode_bitmap_lo, raw.inode_bitmap_hi) = halves(inode_bitmap);
+        (raw.inode_table_lo, raw.inode_table_hi) = halves(inode_table);
+        raw.flags = flags.into();
+        Self { raw, wide: usize::from(len) >= LEN }
     }
 
     /// Puts the descriptor back where it was parsed from.

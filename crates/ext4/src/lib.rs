@@ -23,6 +23,7 @@ mod journal;
 mod lookup;
 mod map;
 mod metadata;
+pub mod mkfs;
 mod orphan;
 mod superblock;
 mod xattr;

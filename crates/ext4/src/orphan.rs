@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::checksum;
+use crate::checksum::{self, Seed};
 use crate::error::{Error, Place, Result};
 use crate::inode::Inode;
 use crate::map::Target;
@@ -13,6 +13,16 @@ use crate::{BlockNr, Editor, Ino};
 const TAIL_MAGIC: [u8; 4] = 0x0b10_ca04_u32.to_le_bytes();
 const TAIL_LEN: usize = 8;
 const ENTRY_LEN: usize = 4;
+
+/// A block of the orphan file without entries, by that file's checksum seed.
+pub(crate) fn empty_block(place: BlockNr, block_len: usize, seed: Option<Seed>) -> Vec<u8> {
+    let mut block = vec![0; block_len];
+    let (entries, tail) = block.split_at_mut(block_len - TAIL_LEN);
+    tail[..4].copy_from_slice(&TAIL_MAGIC);
+    let sum = seed.map_or(0, |seed| checksum::orphan_block(seed, place, entries));
+    tail[4..].copy_from_slice(&sum.to_le_bytes());
+    block
+}
 
 impl Editor {
     /// Frees or truncates all of them.

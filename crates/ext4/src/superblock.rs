@@ -13,11 +13,11 @@ use crate::{BlockNr, GroupNr, Ino};
 /// Byte offset of the primary superblock on the device.
 pub(crate) const SUPERBLOCK_OFFSET: u64 = 1024;
 pub(crate) const SUPERBLOCK_LEN: usize = 1024;
-const MAGIC: u16 = 0xef53;
-const STATE_CLEAN: u16 = 0x1;
+pub(crate) const MAGIC: u16 = 0xef53;
+pub(crate) const STATE_CLEAN: u16 = 0x1;
 const STATE_ERRORS: u16 = 0x2;
-const CHECKSUM_TYPE_CRC32C: u8 = 1;
-const FLAG_SIGNED_HASH: u32 = 1;
+pub(crate) const CHECKSUM_TYPE_CRC32C: u8 = 1;
+pub(crate) const FLAG_SIGNED_HASH: u32 = 1;
 const FLAG_UNSIGNED_HASH: u32 = 2;
 
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable)]
@@ -110,6 +110,18 @@ const _: () = assert!(size_of::<RawSuperblock>() == SUPERBLOCK_LEN);
 const CHECKSUM_OFFSET: usize = std::mem::offset_of!(RawSuperblock, checksum);
 /// Where `times_hi` keeps the high byte of `wtime`.
 const WTIME_HI: usize = 0;
+
+impl RawSuperblock {
+    /// The bytes to store, checksummed where the file system has checksums.
+    pub(crate) fn seal(mut self) -> [u8; SUPERBLOCK_LEN] {
+        if features_of(&self).has_ro_compat(ro_compat::METADATA_CSUM) {
+            self.checksum = checksum::superblock(&self.as_bytes()[..CHECKSUM_OFFSET]).into();
+        }
+        let mut bytes = [0; SUPERBLOCK_LEN];
+        bytes.copy_from_slice(self.as_bytes());
+        bytes
+    }
+}
 
 /// How the default directory hash is computed.
 #[derive(Clone, Copy, Debug)]
@@ -322,13 +334,7 @@ impl Superblock {
 
     /// The bytes to store, checksummed.
     pub(crate) fn to_bytes(&self) -> [u8; SUPERBLOCK_LEN] {
-        let mut raw = self.raw;
-        if self.features().has_ro_compat(ro_compat::METADATA_CSUM) {
-            raw.checksum = checksum::superblock(&raw.as_bytes()[..CHECKSUM_OFFSET]).into();
-        }
-        let mut bytes = [0; SUPERBLOCK_LEN];
-        bytes.copy_from_slice(raw.as_bytes());
-        bytes
+        self.raw.seal()
     }
 
     pub(crate) fn geometry(&self) -> &Geometry {

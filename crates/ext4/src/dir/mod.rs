@@ -68,7 +68,22 @@ pub(crate) struct DirFormat {
 impl DirFormat {
     /// The only block of a new directory.
     pub(crate) fn first_block(&self, parent: Ino) -> Result<Vec<u8>> {
-        Ok(self.leaf(self.dots(parent.get()), 0)?.seal(self.seed))
+        self.block(self.dots(parent.get()))
+    }
+
+    /// The only block of a new directory with one entry.
+    pub(crate) fn first_block_with(&self, parent: Ino, name: &[u8], ino: Ino, type_code: u8) -> Result<Vec<u8>> {
+        let entry = Entry { ino: ino.get(), file_type: self.file_type(type_code), name };
+        self.block(self.dots(parent.get()).into_iter().chain([entry]))
+    }
+
+    /// A block without entries.
+    pub(crate) fn empty_block(&self) -> Result<Vec<u8>> {
+        self.block([])
+    }
+
+    fn block<'a>(&self, entries: impl IntoIterator<Item = Entry<'a>>) -> Result<Vec<u8>> {
+        Ok(self.leaf(entries, 0)?.seal(self.seed))
     }
 
     /// What the root of an index begins with: `.` and `..`, whose record hides the rest.

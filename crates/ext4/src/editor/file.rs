@@ -12,7 +12,7 @@ use crate::superblock::Superblock;
 use crate::{Ino, block_map, extent};
 
 /// Files above this size need the feature `large_file`.
-const LARGE: u64 = (1 << 31) - 1;
+pub(crate) const LARGE: u64 = (1 << 31) - 1;
 
 impl Editor {
     /// Writes to a regular file at a byte offset. The file grows as needed; between its old end and `offset` it reads as zeroes.

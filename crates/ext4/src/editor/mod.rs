@@ -29,6 +29,7 @@ use crate::superblock::{SUPERBLOCK_OFFSET, Superblock};
 use crate::{BlockNr, Ext4, GroupNr, Ino};
 pub use attributes::SetAttributes;
 use blocks::BlockRange;
+pub(crate) use file::LARGE;
 pub use node::{NewNode, NodeKind};
 
 /// How an [`Editor`] works.

@@ -15,6 +15,7 @@ use crate::{BlockNr, Ext4};
 use block::Format;
 use log::Log;
 use superblock::JournalSuperblock;
+pub(crate) use superblock::fresh as fresh_superblock;
 
 /// What is to be done once everything that was replayed is on the device.
 #[derive(Debug)]

@@ -1,7 +1,7 @@
 //! The journal's superblock (kernel documentation, "Journal (jbd2)", "Super Block").
 
 use zerocopy::big_endian::U32;
-use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
 
 use crate::checksum::crc32c;
 use crate::error::{Error, Place, Result};
@@ -50,7 +50,7 @@ struct RawSuperblock {
     user_ids: [u8; 768],
 }
 
-pub(super) const LEN: usize = 1024;
+pub(crate) const LEN: usize = 1024;
 const _: () = assert!(size_of::<RawSuperblock>() == LEN);
 
 /// How a journal's blocks are checksummed.
@@ -70,6 +70,22 @@ pub(super) enum Checksums {
 pub(super) struct JournalSuperblock {
     raw: RawSuperblock,
     v2: bool,
+}
+
+/// The superblock of an empty journal without features, of `blocks` blocks.
+pub(crate) fn fresh(block_size: u32, blocks: u32, uuid: [u8; 16]) -> [u8; LEN] {
+    let mut raw = RawSuperblock::new_zeroed();
+    raw.magic = MAGIC.into();
+    raw.block_type = SUPERBLOCK_V2.into();
+    raw.block_size = block_size.into();
+    raw.blocks = blocks.into();
+    raw.first = 1.into();
+    raw.sequence = 1.into();
+    raw.uuid = uuid;
+    raw.users = 1.into();
+    let mut bytes = [0; LEN];
+    bytes.copy_from_slice(raw.as_bytes());
+    bytes
 }
 
 impl JournalSuperblock {

@@ -51,6 +51,14 @@ impl Image {
         Self { folder, path }
     }
 
+    /// A file of `size` zero bytes.
+    pub(crate) fn empty(size: u64) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("image");
+        std::fs::File::create(&path).unwrap().set_len(size).unwrap();
+        Self { folder, path }
+    }
+
     pub(crate) fn folder(&self) -> &Path {
         self.folder.path()
     }
