@@ -54,10 +54,10 @@ impl RawFile {
     }
 
     /// The same, and the host begins to bring to disk what is written while more is being written, so that a flush at the end
-    /// finds little left to do.
+    /// finds little left to do. A block device stays as it is.
     #[must_use]
     pub fn with_early_writeback(self) -> Self {
-        Self { written: Some(AtomicU64::new(0)), ..self }
+        Self { written: (!self.is_device).then(AtomicU64::default), ..self }
     }
 
     /// Takes note that the file has bytes up to `end`.

@@ -1,13 +1,18 @@
 use std::num::NonZeroU64;
 use std::ops::Range;
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+use std::thread::available_parallelism;
 
 use qtk_block::{Access, BlockRead, BlockWrite, ExtentKind, Progress};
 use qtk_qcow2::MappingKind;
 
-use crate::chain::in_memory;
+use crate::convert::{Sink, Unit};
+use crate::pipeline::{Next, ordered};
 use crate::status::{Status, Statuses};
-use crate::{Chain, ChainLayer, Error, Image, NodeSpec, OpenOptions, RateLimit, Run, Transaction, edit, name, open};
+use crate::{
+    Chain, ChainLayer, Error, Image, NodeSpec, OpenOptions, RateLimit, Run, Runs, Transaction, edit, name, open,
+};
 
 /// How an overlay is committed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -23,7 +28,7 @@ pub struct CommitOptions {
     pub rate_limit: Option<NonZeroU64>,
 }
 
-/// Most bytes read at a time.
+/// Most bytes that one thread reads at a time.
 const STEP: u64 = 1 << 20;
 const MIN_GRAIN: u64 = 4 << 10;
 const MAX_GRAIN: u64 = 64 << 10;
@@ -58,22 +63,19 @@ pub fn commit(
             format!("its overlay does not name its format, and {format} is only a guess; rebase the overlay with it");
         return Err(Error::Invalid { path, problem });
     }
-    let grain = grain(&base);
-    let mut work = Work { image: &image, depth, grain, limit: options.rate_limit.map(RateLimit::new), progress };
-    match base.in_place()? {
-        Some(device) => {
-            if device.size() < image.size() {
-                let problem = "it is a device smaller than the disk".to_owned();
-                return Err(Error::Invalid { path: base.path().to_owned(), problem });
-            }
-            work.copy_to(&*device)?;
-            device.flush().map_err(Error::io(base.path(), "sync it"))?;
+    let work = Work { image: &image, above: &image.chain().above(depth), grain: grain(&base), spare: Mutex::default() };
+    let (path, device) = (base.path().to_owned(), base.in_place()?);
+    let mut sink = match &device {
+        Some(device) if device.size() < image.size() => {
+            return Err(Error::Invalid { path, problem: "it is a device smaller than the disk".to_owned() });
         }
-        None => {
-            let transaction = begin_grown(base, image.size())?;
-            work.copy_to(&transaction)?;
-            transaction.commit_settled()?;
-        }
+        Some(device) => Sink::raw(&path, device.clone()),
+        None => Sink::existing(&path, begin_grown(base, image.size())?, true),
+    };
+    work.copy_to(&mut sink, options.rate_limit, progress)?;
+    sink.finish()?;
+    if let Some(device) = device {
+        device.flush().map_err(Error::io(&path, "sync it"))?;
     }
     if options.keep_overlay || options.base.is_some() {
         return Ok(());
@@ -120,64 +122,134 @@ fn begin_grown(base: Image, size: u64) -> Result<Transaction, Error> {
     Ok(transaction)
 }
 
+/// The copy of what the layers above the base hold into the base, in whole grains.
 struct Work<'a> {
     image: &'a Image,
-    depth: usize,
+    /// The layers above the base.
+    above: &'a Chain,
     grain: u64,
-    limit: Option<RateLimit>,
-    progress: &'a dyn Progress,
+    /// Units whose buffers can be used again.
+    spare: Mutex<Vec<Unit>>,
 }
 
 impl Work<'_> {
-    /// Copies what the layers above the base hold, in whole grains.
-    fn copy_to(&mut self, target: &dyn BlockWrite) -> Result<(), Error> {
-        let size = self.image.size();
+    /// Reads on all threads, and puts what is read into the sink in the disk's order.
+    fn copy_to(&self, sink: &mut Sink, rate_limit: Option<NonZeroU64>, progress: &dyn Progress) -> Result<(), Error> {
+        let mut limit = rate_limit.map(RateLimit::new);
         let mut done = 0;
-        let above = self.image.chain().above(self.depth);
-        let mut above = above.runs(0..size);
-        while let Some(run) = above.next() {
-            let run = run?;
-            let through = run.kind == MappingKind::Unallocated && run.depth + 1 == self.depth;
-            let start = run.range.start / self.grain * self.grain;
-            let end = run.range.end.next_multiple_of(self.grain).min(size);
-            if through || end <= done {
-                continue;
-            }
-            let start = start.max(done);
-            self.progress.advance(start - done);
-            self.copy_range(target, start..end)?;
-            done = end;
-            above.seek(done);
-        }
-        self.progress.advance(size - done);
+        ordered(
+            self.image.path(),
+            available_parallelism().map_or(1, usize::from),
+            Steps { work: self, runs: self.above.runs(0..self.image.size()), current: None, done: 0 },
+            || Ok(()),
+            |(), step| self.read(step),
+            |unit| {
+                if let Some(limit) = &mut limit {
+                    limit.pass(unit.bytes_to_write());
+                }
+                sink.put(&unit)?;
+                progress.advance(unit.range.end - done);
+                done = unit.range.end;
+                self.spare.lock().unwrap_or_else(PoisonError::into_inner).push(unit);
+                Ok(Next::Continue)
+            },
+        )?;
+        progress.advance(self.image.size() - done);
         Ok(())
     }
 
-    fn copy_range(&mut self, target: &dyn BlockWrite, range: Range<u64>) -> Result<(), Error> {
-        let mut runs = Statuses::new(self.image.chain(), range.clone());
-        let mut buf = Vec::new();
-        let mut at = range.start;
-        while let Some(status) = runs.next() {
-            let Status { run: Run { range: found, kind, .. }, is_hole, .. } = status?;
-            let whole = (found.end - at) / self.grain * self.grain;
-            let is_zero = (is_hole || kind.extent_kind() != ExtentKind::Data) && whole > 0;
-            let len = if is_zero { whole } else { whole.clamp(self.grain, STEP).min(range.end - at) };
-            let write_error = |source| Error::Write { path: self.image.path().to_owned(), offset: at, source };
-            if is_zero {
-                target.zero(at..at + len).map_err(write_error)?;
-            } else {
-                if let Some(limit) = &mut self.limit {
-                    limit.pass(len);
-                }
-                buf.resize(in_memory(len), 0);
-                let read_error = |source| Error::Read { path: self.image.path().to_owned(), offset: at, source };
-                self.image.read_at(&mut buf, at).map_err(read_error)?;
-                target.write_at(&buf, at).map_err(write_error)?;
+    fn read(&self, step: Step) -> Result<Unit, Error> {
+        let mut unit = self.spare.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default();
+        match step {
+            Step::Zero(range) => unit.reset_to_zero(range),
+            Step::Copy(range) => {
+                let offset = range.start;
+                unit.reset(range, 1, false);
+                let read_error = |source| Error::Read { path: self.image.path().to_owned(), offset, source };
+                self.image.read_at(&mut unit.plain, offset).map_err(read_error)?;
+                unit.add_plain(0..unit.plain.len(), false);
             }
-            self.progress.advance(len);
-            at += len;
-            runs.seek(at);
         }
-        Ok(())
+        Ok(unit)
+    }
+}
+
+/// What is to be done with a piece of the disk.
+enum Step {
+    Zero(Range<u64>),
+    Copy(Range<u64>),
+}
+
+/// All steps of a commit, in order.
+struct Steps<'a> {
+    work: &'a Work<'a>,
+    /// What the layers above the base hold.
+    runs: Runs<'a>,
+    /// The range that is being cut into steps, and how the whole chain stores it.
+    current: Option<(Range<u64>, Statuses<'a>)>,
+    /// End of the last range.
+    done: u64,
+}
+
+impl Steps<'_> {
+    /// The next range that the base is to take up.
+    fn range(&mut self) -> Option<Result<Range<u64>, Error>> {
+        let Work { image, above, grain, .. } = self.work;
+        loop {
+            let run = match self.runs.next()? {
+                Ok(run) => run,
+                Err(error) => return Some(Err(error)),
+            };
+            let through = run.kind == MappingKind::Unallocated && run.depth + 1 == above.layers().len();
+            let start = run.range.start / grain * grain;
+            let end = run.range.end.next_multiple_of(*grain).min(image.size());
+            if !through && end > self.done {
+                let range = start.max(self.done)..end;
+                self.done = end;
+                self.runs.seek(end);
+                return Some(Ok(range));
+            }
+        }
+    }
+
+    fn cut(grain: u64, range: &Range<u64>, status: &Status) -> Step {
+        let Status { run: Run { range: found, kind, .. }, is_hole, .. } = status;
+        let whole = (found.end - range.start) / grain * grain;
+        let is_zero = (*is_hole || kind.extent_kind() != ExtentKind::Data) && whole > 0;
+        if is_zero {
+            Step::Zero(range.start..range.start + whole)
+        } else {
+            Step::Copy(range.start..range.end.min(range.start + whole.clamp(grain, STEP)))
+        }
+    }
+}
+
+impl Iterator for Steps<'_> {
+    type Item = Result<Step, Error>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            let Some((range, statuses)) = &mut self.current else {
+                match self.range()? {
+                    Ok(range) => {
+                        let statuses = Statuses::new(self.work.image.chain(), range.clone());
+                        self.current = Some((range, statuses));
+                        continue;
+                    }
+                    Err(error) => return Some(Err(error)),
+                }
+            };
+            match statuses.next() {
+                None => self.current = None,
+                Some(Err(error)) => return Some(Err(error)),
+                Some(Ok(status)) => {
+                    let step = Self::cut(self.work.grain, range, &status);
+                    let (Step::Zero(taken) | Step::Copy(taken)) = &step;
+                    range.start = taken.end;
+                    statuses.seek(taken.end);
+                    return Some(Ok(step));
+                }
+            }
+        }
     }
 }

@@ -111,7 +111,7 @@ impl Storage {
             _ if access == Access::ReadOnly && path.is_dir() => return Err(wrong_type("file").into()),
             _ => {}
         }
-        let file = RawFile::open(&path, access).map_err(Error::io(&path, action))?;
+        let file = RawFile::open(&path, access).map_err(Error::io(&path, action))?.with_early_writeback();
         let metadata = file.file().metadata().map_err(Error::io(&path, "look at it"))?;
         let driver = if is_device { "host_device" } else { "file" };
         let node = Node::of_file(driver, path.to_string_lossy(), file.size().next_multiple_of(SECTOR));
@@ -130,7 +130,7 @@ impl Storage {
     /// The same with its size found out anew, as others could change it until it was locked.
     pub(crate) fn measured(self) -> Result<Self, Error> {
         let clone = self.file.file().try_clone().and_then(RawFile::from_file);
-        let file = Arc::new(clone.map_err(Error::io(&self.path, "look at it"))?);
+        let file = Arc::new(clone.map_err(Error::io(&self.path, "look at it"))?.with_early_writeback());
         Ok(Self { file, ..self })
     }
 

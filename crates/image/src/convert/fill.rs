@@ -84,11 +84,7 @@ impl Filler<'_> {
         let spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner).pop();
         let mut unit = spare.unwrap_or_default();
         match job {
-            Job::Zero(range) => {
-                unit.reset(range.start..range.start, 1, false);
-                unit.range = range.clone();
-                unit.add_zero(range);
-            }
+            Job::Zero(range) => unit.reset_to_zero(range),
             Job::Fill(chunks) => {
                 let (Some(first), Some(last)) = (chunks.first(), chunks.last()) else { return Ok(unit) };
                 let padding = match (self.shape.packing, self.shape.grain) {

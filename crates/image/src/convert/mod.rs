@@ -29,6 +29,7 @@ pub(crate) use plan::Zeroes;
 pub(crate) use sink::Sink;
 use target::into_existing;
 pub(crate) use target::{Listener, NewFile, into_new, refuse_source};
+pub(crate) use unit::Unit;
 pub(crate) use zeroes::Detection;
 
 /// How disks are copied. The default is `qemu-img convert`'s.

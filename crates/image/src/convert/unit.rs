@@ -70,6 +70,13 @@ impl Unit {
         self.range = range;
     }
 
+    /// Makes it stand for zeroes.
+    pub(crate) fn reset_to_zero(&mut self, range: Range<u64>) {
+        self.reset(range.start..range.start, 1, false);
+        self.range = range.clone();
+        self.add_zero(range);
+    }
+
     /// Where an offset of the disk lies in [`plain`](Self::plain).
     pub(crate) fn position(&self, offset: u64) -> usize {
         in_memory(offset - self.range.start)
