@@ -1,6 +1,6 @@
 use std::ops::Range;
 
-use crate::file::{table_bytes, words};
+use crate::file::table_bytes;
 use crate::types::{ClusterBits, HostOffset};
 
 /// Says that a refcount is exactly one.
@@ -71,6 +71,10 @@ impl L2Format {
         if self.extended { 2 } else { 1 }
     }
 
+    fn entry_len(self) -> usize {
+        self.entry_words() * 8
+    }
+
     /// Entries of a table, which fills one cluster.
     pub(crate) fn entries(self) -> u64 {
         self.cluster_bits.words() / self.entry_words() as u64
@@ -84,11 +88,41 @@ impl L2Format {
 
     /// The entries of a stored table.
     pub(crate) fn decode(self, bytes: &[u8]) -> Box<[L2Entry]> {
-        let words: Vec<u64> = words(bytes).collect();
-        words
-            .chunks_exact(self.entry_words())
-            .map(|entry| L2Entry { word: entry[0], subclusters: entry.get(1).copied().unwrap_or_default() })
-            .collect()
+        (0..bytes.len() / self.entry_len()).map(|index| self.load(bytes, index)).collect()
+    }
+
+    /// The entry at `index` of a stored table; unallocated past the table's end.
+    pub(crate) fn load(self, table: &[u8], index: usize) -> L2Entry {
+        let words = table.as_chunks::<8>().0;
+        let word = |at: usize| words.get(at).map_or(0, |&word| u64::from_be_bytes(word));
+        let first = index * self.entry_words();
+        L2Entry { word: word(first), subclusters: if self.extended { word(first + 1) } else { 0 } }
+    }
+
+    /// The longest run of entries from `index` whose clusters hold plain data and follow each other in a file of `file_size` bytes.
+    /// With subclusters or an external data file there is none.
+    pub(crate) fn plain_run(self, table: &[u8], index: usize, file_size: u64) -> Option<PlainRun> {
+        let words = table.as_chunks::<8>().0.get(index..)?;
+        let first = u64::from_be_bytes(*words.first()?);
+        let host = HostOffset(first & OFFSET);
+        let bits = self.cluster_bits;
+        let is_plain = host.0 != 0 && first & !(OFFSET | COPIED) == 0 && bits.offset_within(host.0) == 0;
+        let in_file = file_size.saturating_sub(host.0) >> bits.bits();
+        if !is_plain || in_file == 0 || self.extended || self.data_file {
+            return None;
+        }
+        let expected = (0..in_file).map(|cluster| first + (cluster << bits.bits()));
+        let clusters =
+            words.iter().zip(expected).take_while(|(word, expected)| u64::from_be_bytes(**word) == *expected);
+        Some(PlainRun { host, clusters: clusters.count(), copied: first & COPIED != 0 })
+    }
+
+    /// Puts an entry in its place in a stored table.
+    pub(crate) fn store(self, table: &mut [u8], index: usize, entry: L2Entry) {
+        let start = index * self.entry_len();
+        if let Some(place) = table.get_mut(start..start + self.entry_len()) {
+            place.copy_from_slice(&self.encode(&[entry]));
+        }
     }
 
     /// A table as it is stored.
@@ -96,6 +130,24 @@ impl L2Format {
         table_bytes(
             entries.iter().flat_map(|entry| [entry.word, entry.subclusters].into_iter().take(self.entry_words())),
         )
+    }
+}
+
+/// Entries of an L2 table that follow each other, and so do their clusters in the file. All of them hold plain data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct PlainRun {
+    /// Where the first cluster begins.
+    pub(crate) host: HostOffset,
+    /// How many there are.
+    pub(crate) clusters: usize,
+    /// Whether the entries say that the clusters' refcounts are exactly one.
+    pub(crate) copied: bool,
+}
+
+impl PlainRun {
+    /// Length in bytes.
+    pub(crate) fn len(self, bits: ClusterBits) -> u64 {
+        (self.clusters as u64) << bits.bits()
     }
 }
 

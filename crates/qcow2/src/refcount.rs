@@ -52,7 +52,12 @@ impl RefcountWidth {
 
     /// Counts in a block, which fills one cluster.
     pub(crate) fn per_block(self, bits: ClusterBits) -> u64 {
-        (bits.size() * 8) >> self.order
+        1 << self.per_block_bits(bits)
+    }
+
+    /// The logarithm of that.
+    pub(crate) fn per_block_bits(self, bits: ClusterBits) -> u32 {
+        bits.bits() + 3 - u32::from(self.order)
     }
 
     /// The count at `index`, or zero past the end of `block`.
@@ -60,10 +65,12 @@ impl RefcountWidth {
         let Some(bytes) = block.get(self.bytes_of(index)) else {
             return 0;
         };
-        if self.order >= 3 {
-            return bytes.iter().fold(0, |count, &byte| count << 8 | u64::from(byte));
+        match *bytes {
+            [byte] if self.order < 3 => u64::from(byte) >> self.shift(index) & self.max(),
+            // What most images have.
+            [high, low] => u16::from_be_bytes([high, low]).into(),
+            ref bytes => bytes.iter().fold(0, |count, &byte| count << 8 | u64::from(byte)),
         }
-        bytes.first().map_or(0, |&byte| u64::from(byte) >> self.shift(index) & self.max())
     }
 
     /// Stores `count`, which must not exceed [`max`](Self::max).

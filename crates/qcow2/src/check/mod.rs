@@ -166,6 +166,8 @@ pub(crate) struct Checker<'a> {
     pub(crate) stored: Stored,
     pub(crate) tally: Tally<'a>,
     effort: references::Effort,
+    /// The memory of the last L2 table, for the next one.
+    l2_buffer: Vec<u8>,
     /// Clusters that were made free, in runs.
     pub(crate) freed: Vec<std::ops::Range<u64>>,
     pub(crate) fix: Fix,
@@ -195,6 +197,7 @@ impl<'a> Checker<'a> {
             file,
             header,
             effort: references::Effort::default(),
+            l2_buffer: Vec::new(),
             freed: Vec::new(),
             fix,
             rebuild: false,
@@ -239,8 +242,16 @@ impl<'a> Checker<'a> {
     }
 
     pub(crate) fn read_l2(&self, offset: HostOffset) -> Result<Box<[L2Entry]>, Error> {
-        let mut bytes = vec![0; self.header.cluster_bits.buffer_len()];
-        self.file.read_padded(&mut bytes, offset)?;
-        Ok(self.format.decode(&bytes))
+        let mut table = vec![0; self.header.cluster_bits.buffer_len()];
+        self.file.read_padded(&mut table, offset)?;
+        Ok(self.format.decode(&table))
+    }
+
+    /// An L2 table as it is stored, in the buffer, which is to be put back.
+    fn take_l2(&mut self, offset: HostOffset) -> Result<Vec<u8>, Error> {
+        let mut table = std::mem::take(&mut self.l2_buffer);
+        table.resize(self.header.cluster_bits.buffer_len(), 0);
+        self.file.read_padded(&mut table, offset)?;
+        Ok(table)
     }
 }

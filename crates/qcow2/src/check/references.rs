@@ -4,10 +4,10 @@ use super::finding::Finding;
 use super::stored::Stored;
 use super::{CheckFailure, Checker, Counts, Fix};
 use crate::bitmap::BitmapDirectory;
-use crate::entry::{COPIED, Cluster, L1Entry, L2Entry, ZERO};
+use crate::entry::{COPIED, Cluster, L1Entry, L2Entry, PlainRun, ZERO};
 use crate::error::{Corruption, Error, Place};
 use crate::header::MAX_L1_SIZE;
-use crate::types::{ClusterBits, HostCluster, HostOffset};
+use crate::types::{ClusterBits, HostOffset, in_memory};
 
 const BITMAP_OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
 const BITMAP_RESERVED: u64 = 0xff00_0000_0000_01fe;
@@ -40,11 +40,12 @@ impl Checker<'_> {
             self.claims.add(bits.host_cluster(offset).0..bits.clusters_for(offset.0.saturating_add(len)));
             return self.tally.note(Finding::PastEnd { offset, len });
         };
-        for cluster in clusters.map(HostCluster) {
-            if !self.counts.add(cluster) {
-                self.tally.note(Finding::RefcountOverflow(bits.host_offset(cluster)));
-            }
-        }
+        self.count_clusters(clusters);
+    }
+
+    fn count_clusters(&mut self, clusters: Range<u64>) {
+        let (bits, tally) = (self.header.cluster_bits, &mut self.tally);
+        self.counts.add(clusters, |cluster| tally.note(Finding::RefcountOverflow(bits.host_offset(cluster))));
     }
 
     /// The clusters of a range, unless it lies past the end of the file. The last cluster of the file may be cut short.
@@ -111,22 +112,43 @@ impl Checker<'_> {
         if bits.offset_within(offset.0) != 0 {
             self.tally.note(Finding::L2TableMisaligned(offset));
         }
-        let mut entries = self.read_l2(offset)?;
+        let mut table = self.take_l2(offset)?;
+        let (entries, file_size) = (in_memory(self.format.entries()), self.file.storage.size());
         let mut changed = false;
         let mut next = None;
-        for (index, entry) in (0..).zip(&mut entries) {
-            match self.l2_entry(index, *entry, active, &mut next) {
+        let mut index = 0;
+        while index < entries {
+            if let Some(run) = self.format.plain_run(&table, index, file_size) {
+                self.plain_clusters(run, active, &mut next);
+                index += run.clusters;
+                continue;
+            }
+            match self.l2_entry(index as u64, self.format.load(&table, index), active, &mut next) {
                 Entry::Kept => {}
                 Entry::Zeroed => {
-                    *entry = L2Entry::plain_zero(self.format);
+                    self.format.store(&mut table, index, L2Entry::plain_zero(self.format));
                     changed = true;
                 }
             }
+            index += 1;
         }
         if changed && bits.offset_within(offset.0) == 0 {
-            self.file.write(&self.format.encode(&entries), offset)?;
+            self.file.write(&table, offset)?;
         }
+        self.l2_buffer = table;
         Ok(())
+    }
+
+    /// Follows entries of an L2 table in which nothing is wrong; see [`l2_entry`](Self::l2_entry).
+    fn plain_clusters(&mut self, run: PlainRun, active: bool, next: &mut Option<HostOffset>) {
+        let bits = self.header.cluster_bits;
+        if active {
+            self.tally.report.allocated_clusters += run.clusters as u64;
+            self.tally.report.fragmented_clusters += u64::from(next.is_some_and(|next| next != run.host));
+            *next = Some(run.host.plus(run.len(bits)));
+        }
+        let first = bits.host_cluster(run.host).0;
+        self.count_clusters(first..first + run.clusters as u64);
     }
 
     /// Follows an entry of an L2 table; `next` is where the cluster after the last one of the table would lie in one piece with it.

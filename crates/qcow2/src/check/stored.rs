@@ -1,5 +1,4 @@
-use std::collections::BTreeMap;
-use std::collections::btree_map::Entry;
+use std::ops::Range;
 
 use crate::error::Error;
 use crate::file::{ImageFile, words};
@@ -18,7 +17,10 @@ pub(crate) struct Stored {
     bits: ClusterBits,
     pub(crate) width: RefcountWidth,
     table: Vec<u64>,
-    blocks: BTreeMap<usize, Box<[u8]>>,
+    /// Those that were read, each at its index in the table.
+    blocks: Vec<Option<Box<[u8]>>>,
+    /// How many of them there are.
+    kept: usize,
 }
 
 /// Says that a refcount cannot be told, because of where its block is said to be.
@@ -38,7 +40,7 @@ impl Stored {
         file.read_padded(&mut table, header.refcount_table)?;
         let table = words(&table).collect();
         let width = RefcountWidth::new(header.refcount_order);
-        Ok(Self { file: file.clone(), bits: header.cluster_bits, width, table, blocks: BTreeMap::new() })
+        Ok(Self { file: file.clone(), bits: header.cluster_bits, width, table, blocks: Vec::new(), kept: 0 })
     }
 
     /// Entries of the refcount table.
@@ -59,6 +61,17 @@ impl Stored {
         self.width.per_block(self.bits)
     }
 
+    /// Which block counts a cluster, and where in it.
+    pub(crate) fn place(&self, cluster: HostCluster) -> (u64, u64) {
+        let bits = self.width.per_block_bits(self.bits);
+        (cluster.0 >> bits, cluster.0 & ((1 << bits) - 1))
+    }
+
+    /// Where the clusters that the same block counts end.
+    pub(crate) fn block_end(&self, cluster: HostCluster) -> HostCluster {
+        HostCluster((self.place(cluster).0 + 1) << self.width.per_block_bits(self.bits))
+    }
+
     /// The block at `index` of the table, if there is one.
     pub(crate) fn block(&mut self, index: u64) -> Result<Option<&[u8]>, Error> {
         let index = in_memory(index);
@@ -66,17 +79,20 @@ impl Stored {
         else {
             return Ok(None);
         };
-        if self.blocks.len() >= (KEPT / self.bits.buffer_len()).max(1) && !self.blocks.contains_key(&index) {
-            self.blocks.clear();
+        if self.blocks.len() <= index {
+            self.blocks.resize_with(index + 1, || None);
         }
-        Ok(Some(match self.blocks.entry(index) {
-            Entry::Occupied(entry) => entry.into_mut(),
-            Entry::Vacant(entry) => {
-                let mut bytes = vec![0; self.bits.buffer_len()].into_boxed_slice();
-                self.file.read_padded(&mut bytes, offset)?;
-                entry.insert(bytes)
+        if self.blocks[index].is_none() {
+            if self.kept >= (KEPT / self.bits.buffer_len()).max(1) {
+                self.blocks.fill_with(|| None);
+                self.kept = 0;
             }
-        }))
+            let mut bytes = vec![0; self.bits.buffer_len()].into_boxed_slice();
+            self.file.read_padded(&mut bytes, offset)?;
+            self.blocks[index] = Some(bytes);
+            self.kept += 1;
+        }
+        Ok(self.blocks[index].as_deref())
     }
 
     /// The first cluster from `cluster` on that a block counts.
@@ -93,7 +109,7 @@ impl Stored {
 
     /// Fails if the block that counts `cluster` cannot be where it is said to be.
     pub(crate) fn locate(&self, cluster: HostCluster) -> Result<(), Unreadable> {
-        let block = cluster.0 / self.per_block();
+        let (block, _) = self.place(cluster);
         let offset = self.table.get(in_memory(block)).map_or(HostOffset(0), |&entry| Self::offset(entry));
         let misaligned = self.bits.offset_within(offset.0) != 0;
         if misaligned || i64::try_from(offset.plus(self.bits.size()).0).is_err() {
@@ -104,21 +120,32 @@ impl Stored {
 
     /// Changes the refcount of a cluster whose block exists.
     pub(crate) fn set(&mut self, cluster: HostCluster, count: u64) -> Result<(), Error> {
-        let (width, per_block) = (self.width, self.per_block());
-        let index = cluster.0 / per_block;
+        let (index, within) = self.place(cluster);
         let offset = self.table.get(in_memory(index)).map_or(HostOffset(0), |&entry| Self::offset(entry));
         if self.block(index)?.is_none() {
             return Ok(());
         }
-        let Some(block) = self.blocks.get_mut(&in_memory(index)) else { return Ok(()) };
-        width.set(block, cluster.0 % per_block, count);
-        let bytes = width.bytes_of(cluster.0 % per_block);
+        let Some(Some(block)) = self.blocks.get_mut(in_memory(index)) else { return Ok(()) };
+        self.width.set(block, within, count);
+        let bytes = self.width.bytes_of(within);
         self.file.write(&block[bytes.clone()], offset.plus(bytes.start as u64))
+    }
+
+    /// Whether the refcounts of clusters of one block, which can be located, are all one.
+    pub(crate) fn all_one(&mut self, clusters: Range<u64>) -> Result<bool, Error> {
+        let (block, first) = self.place(HostCluster(clusters.start));
+        let (width, end) = (self.width, first + (clusters.end - clusters.start));
+        let Some(block) = self.block(block)? else { return Ok(false) };
+        Ok((first..end).all(|index| width.get(block, index) == 1))
     }
 
     /// The refcount of a cluster that can be [located](Self::locate).
     pub(crate) fn get(&mut self, cluster: HostCluster) -> Result<u64, Error> {
-        let (width, per_block) = (self.width, self.per_block());
-        Ok(self.block(cluster.0 / per_block)?.map_or(0, |block| width.get(block, cluster.0 % per_block)))
+        let (block, index) = self.place(cluster);
+        let width = self.width;
+        if let Some(Some(block)) = self.blocks.get(in_memory(block)) {
+            return Ok(width.get(block, index));
+        }
+        Ok(self.block(block)?.map_or(0, |block| width.get(block, index)))
     }
 }
