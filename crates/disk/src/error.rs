@@ -53,6 +53,12 @@ pub enum Error {
         /// Those that do.
         candidates: Vec<(Place, Content)>,
     },
+    /// There is no ext2, ext3 or ext4 file system where one was needed.
+    #[error("no ext file system found: {}", List(.found))]
+    NotExt {
+        /// Every place that was looked at.
+        found: Vec<(Place, Content)>,
+    },
     /// A partition was asked for that the disk does not have.
     #[error("the disk has no partition {number}; it has {}", Numbers(.present))]
     NoSuchPartition {

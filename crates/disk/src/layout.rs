@@ -72,6 +72,18 @@ impl Layout {
         self.slots.iter().find(is_named)
     }
 
+    /// The slot of a partition.
+    ///
+    /// # Errors
+    /// Names the partitions there are.
+    pub fn partition(&self, number: u32) -> Result<&Slot, Error> {
+        let slot = self.slots.iter().find(|slot| slot.place == Place::Partition(number));
+        slot.ok_or_else(|| Error::NoSuchPartition {
+            number,
+            present: self.slots.iter().filter_map(|slot| slot.partition.as_ref()).map(|found| found.number).collect(),
+        })
+    }
+
     pub(crate) fn contents<'a>(slots: impl IntoIterator<Item = &'a Slot>) -> Vec<(Place, Content)> {
         slots.into_iter().map(|slot| (slot.place, slot.probe.content)).collect()
     }

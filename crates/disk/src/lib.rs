@@ -6,6 +6,7 @@
 
 #![cfg_attr(not(test), warn(clippy::arithmetic_side_effects))]
 
+mod check;
 mod error;
 pub mod fat;
 pub mod fstab;
@@ -16,11 +17,12 @@ mod probe;
 mod tree;
 mod unused;
 
+pub use check::{Checked, check_file_systems};
 pub use error::{Error, PathProblem, Place};
 pub use layout::{Layout, Slot};
 pub use partition::{DiskId, Partition, PartitionTable, PartitionType, TableKind};
 pub use path::{DisplayPath, GuestPath};
 pub use probe::{Content, Probe};
-pub use qtk_ext4::{EditOptions, FileType, NewNode, NodeKind, SetAttributes, Timestamp};
+pub use qtk_ext4::{CheckOptions, CheckReport, EditOptions, FileType, NewNode, NodeKind, SetAttributes, Timestamp};
 pub use tree::{DirEntry, Follow, Location, Metadata, MountInfo, Node, Tree, Warning, Xattr};
 pub use unused::{Needed, Unused, UnusedOfVolume};

@@ -28,11 +28,11 @@ pub(crate) fn end(block_len: usize) -> u64 {
 }
 
 /// A place in the tree of pointers: an array of them, each of which maps `span` blocks of the file from `first` on.
-struct Array<'a> {
-    bytes: &'a [u8],
-    first: u64,
+pub(crate) struct Array<'a> {
+    pub(crate) bytes: &'a [u8],
+    pub(crate) first: u64,
     len: u64,
-    span: u64,
+    pub(crate) span: u64,
 }
 
 impl Array<'_> {
@@ -51,9 +51,9 @@ fn check(fs: &Ext4, inode: &Inode, pointer: u32) -> Result<BlockNr> {
 }
 
 /// The arrays that lie in the inode itself: direct pointers, then one pointer of each level.
-fn roots<'a>(fs: &Ext4, inode: &'a Inode) -> impl Iterator<Item = Array<'a>> {
+pub(crate) fn roots<'a>(fs: &Ext4, inode: &'a Inode) -> impl Iterator<Item = Array<'a>> {
     let per_block = pointers_per_block(fs);
-    let direct = Array { bytes: inode.map(), first: 0, len: DIRECT, span: 1 };
+    let direct = Array { bytes: &inode.map()[..DIRECT_LEN * POINTER_LEN], first: 0, len: DIRECT, span: 1 };
     let mut first = DIRECT;
     std::iter::once(direct).chain((1..=LEVELS).map(move |level| {
         let at = (DIRECT_LEN + level as usize - 1) * POINTER_LEN;

@@ -48,13 +48,13 @@ pub(crate) struct RawExtent {
 }
 
 impl RawIndex {
-    fn child(&self) -> BlockNr {
+    pub(crate) fn child(&self) -> BlockNr {
         BlockNr(u64::from(self.child_lo.get()) | u64::from(self.child_hi.get()) << 32)
     }
 }
 
 impl RawExtent {
-    fn run(&self) -> Run {
+    pub(crate) fn run(&self) -> Run {
         let len = u32::from(self.len.get());
         let (len, unwritten) = if len > MAX_WRITTEN { (len - MAX_WRITTEN, true) } else { (len, false) };
         Run {
@@ -66,22 +66,22 @@ impl RawExtent {
     }
 }
 
-enum Entries<'a> {
+pub(crate) enum Entries<'a> {
     Leaf(&'a [RawExtent]),
     Index(&'a [RawIndex]),
 }
 
 /// A node taken apart.
-struct Node<'a> {
-    depth: u16,
-    entries: Entries<'a>,
+pub(crate) struct Node<'a> {
+    pub(crate) depth: u16,
+    pub(crate) entries: Entries<'a>,
     /// Where the checksum follows the room for entries.
-    tail: usize,
+    pub(crate) tail: usize,
 }
 
 impl<'a> Node<'a> {
     /// `depth` is what the parent says; the root, which has none, may be empty.
-    fn parse(bytes: &'a [u8], ino: Ino, depth: Option<u16>) -> Result<Self> {
+    pub(crate) fn parse(bytes: &'a [u8], ino: Ino, depth: Option<u16>) -> Result<Self> {
         let corrupt = |problem| Error::corrupt(Place::Inode(ino), problem);
         let impossible = || corrupt("an extent tree node has an impossible header");
         let (header, rest) = RawHeader::ref_from_prefix(bytes).map_err(|_| impossible())?;
@@ -102,7 +102,7 @@ impl<'a> Node<'a> {
         Ok(Self { depth: found, entries, tail: ENTRY_LEN * (1 + max) })
     }
 
-    fn first_key(&self) -> Option<u32> {
+    pub(crate) fn first_key(&self) -> Option<u32> {
         match self.entries {
             Entries::Leaf(extents) => extents.first().map(|extent| extent.logical.get()),
             Entries::Index(children) => children.first().map(|child| child.logical.get()),

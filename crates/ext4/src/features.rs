@@ -18,10 +18,14 @@ pub(crate) mod incompat {
     pub(crate) const META_BG: u32 = 0x10;
     pub(crate) const EXTENTS: u32 = 0x40;
     pub(crate) const SIXTY_FOUR_BIT: u32 = 0x80;
+    pub(crate) const MMP: u32 = 0x100;
     pub(crate) const FLEX_BG: u32 = 0x200;
     pub(crate) const EA_INODE: u32 = 0x400;
     pub(crate) const CSUM_SEED: u32 = 0x2000;
     pub(crate) const LARGE_DIR: u32 = 0x4000;
+    pub(crate) const INLINE_DATA: u32 = 0x8000;
+    pub(crate) const ENCRYPT: u32 = 0x1_0000;
+    pub(crate) const CASEFOLD: u32 = 0x2_0000;
 }
 
 pub(crate) mod ro_compat {
@@ -31,8 +35,11 @@ pub(crate) mod ro_compat {
     pub(crate) const GDT_CSUM: u32 = 0x10;
     pub(crate) const DIR_NLINK: u32 = 0x20;
     pub(crate) const EXTRA_ISIZE: u32 = 0x40;
+    pub(crate) const QUOTA: u32 = 0x100;
     pub(crate) const BIGALLOC: u32 = 0x200;
     pub(crate) const METADATA_CSUM: u32 = 0x400;
+    pub(crate) const PROJECT: u32 = 0x2000;
+    pub(crate) const VERITY: u32 = 0x8000;
     pub(crate) const ORPHAN_PRESENT: u32 = 0x1_0000;
 }
 
@@ -79,15 +86,15 @@ const INCOMPAT: &[Feature] = &[
     feature(incompat::META_BG, "meta_bg", Support::Read),
     feature(incompat::EXTENTS, "extent", Support::Write),
     feature(incompat::SIXTY_FOUR_BIT, "64bit", Support::Write),
-    feature(0x100, "mmp", Support::Read),
+    feature(incompat::MMP, "mmp", Support::Read),
     feature(incompat::FLEX_BG, "flex_bg", Support::Write),
     feature(incompat::EA_INODE, "ea_inode", Support::Read),
     feature(0x1000, "dirdata", Support::None),
     feature(incompat::CSUM_SEED, "metadata_csum_seed", Support::Write),
     feature(incompat::LARGE_DIR, "large_dir", Support::Read),
-    feature(0x8000, "inline_data", Support::Read),
-    feature(0x1_0000, "encrypt", Support::Read),
-    feature(0x2_0000, "casefold", Support::Read),
+    feature(incompat::INLINE_DATA, "inline_data", Support::Read),
+    feature(incompat::ENCRYPT, "encrypt", Support::Read),
+    feature(incompat::CASEFOLD, "casefold", Support::Read),
 ];
 
 const RO_COMPAT: &[Feature] = &[
@@ -100,14 +107,14 @@ const RO_COMPAT: &[Feature] = &[
     feature(ro_compat::EXTRA_ISIZE, "extra_isize", Support::Write),
     // Those that no kernel in use writes to may hide blocks from the bitmaps.
     feature(0x80, "has_snapshot", Support::None),
-    feature(0x100, "quota", Support::Read),
+    feature(ro_compat::QUOTA, "quota", Support::Read),
     feature(ro_compat::BIGALLOC, "bigalloc", Support::Read),
     feature(ro_compat::METADATA_CSUM, "metadata_csum", Support::Write),
     feature(0x800, "replica", Support::None),
     feature(0x1000, "read-only", Support::Read),
-    feature(0x2000, "project", Support::Read),
+    feature(ro_compat::PROJECT, "project", Support::Read),
     feature(0x4000, "shared_blocks", Support::Read),
-    feature(0x8000, "verity", Support::Read),
+    feature(ro_compat::VERITY, "verity", Support::Read),
     feature(ro_compat::ORPHAN_PRESENT, "orphan_present", Support::Write),
 ];
 

@@ -163,6 +163,12 @@ impl Ext4 {
         self.device.read_at(buf, offset).map_err(|source| Error::Io { operation: "read", offset, source })
     }
 
+    /// What kind of run starts at `range.start` on the device.
+    pub(crate) fn extent(&self, range: std::ops::Range<u64>) -> Result<qtk_block::Extent> {
+        let offset = range.start;
+        self.device.extent(range).map_err(|source| Error::Io { operation: "read", offset, source })
+    }
+
     pub(crate) fn has_huge_file(&self) -> bool {
         self.superblock.features().has_ro_compat(ro_compat::HUGE_FILE)
     }

@@ -14,6 +14,7 @@ pub(crate) const FLAG_ENCRYPT: u32 = 0x800;
 pub(crate) const FLAG_INDEX: u32 = 0x1000;
 pub(crate) const FLAG_HUGE_FILE: u32 = 0x4_0000;
 pub(crate) const FLAG_EXTENTS: u32 = 0x8_0000;
+pub(crate) const FLAG_VERITY: u32 = 0x10_0000;
 pub(crate) const FLAG_EA_INODE: u32 = 0x20_0000;
 pub(crate) const FLAG_INLINE_DATA: u32 = 0x1000_0000;
 pub(crate) const FLAG_CASEFOLD: u32 = 0x4000_0000;
@@ -235,6 +236,35 @@ impl Inode {
         u64::from(self.core.size_lo.get()) | u64::from(high) << 32
     }
 
+    /// Size in bytes with its upper half, whatever the inode is.
+    pub(crate) fn full_size(&self) -> u64 {
+        u64::from(self.core.size_lo.get()) | u64::from(self.size_hi()) << 32
+    }
+
+    pub(crate) fn size_hi(&self) -> u32 {
+        self.core.size_hi.get()
+    }
+
+    /// How many attributes have their value here, if the inode is one for values: kept in fields that it needs no more.
+    pub(crate) fn value_references(&self) -> u64 {
+        u64::from(self.core.ctime.get()) << 32 | u64::from(self.core.version.get())
+    }
+
+    /// A field that nothing uses any more.
+    pub(crate) fn fragment(&self) -> u32 {
+        self.core.fragment.get()
+    }
+
+    pub(crate) fn blocks_hi(&self) -> u16 {
+        self.core.blocks_hi.get()
+    }
+
+    /// The count of blocks as it is stored; its unit is told by `FLAG_HUGE_FILE`.
+    pub(crate) fn stored_blocks(&self, huge_file: bool) -> u64 {
+        let high = if huge_file { self.core.blocks_hi.get() } else { 0 };
+        u64::from(self.core.blocks_lo.get()) | u64::from(high) << 32
+    }
+
     pub(crate) fn set_size(&mut self, size: u64) {
         let [a, b, c, d, high @ ..] = size.to_le_bytes();
         self.core.size_lo = u32::from_le_bytes([a, b, c, d]).into();
@@ -272,8 +302,7 @@ impl Inode {
 
     /// Bytes of all blocks that belong to the inode. `huge_file` is the file system's feature.
     pub(crate) fn allocated(&self, huge_file: bool, block_size: u32) -> u64 {
-        let high = if huge_file { self.core.blocks_hi.get() } else { 0 };
-        let count = u64::from(self.core.blocks_lo.get()) | u64::from(high) << 32;
+        let count = self.stored_blocks(huge_file);
         let unit = if huge_file && self.has(FLAG_HUGE_FILE) { block_size } else { 512 };
         count * u64::from(unit)
     }

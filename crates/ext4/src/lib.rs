@@ -5,6 +5,7 @@ mod attributes;
 mod bitmap;
 mod block_map;
 mod cache;
+mod check;
 mod checksum;
 mod dir;
 mod editor;
@@ -28,6 +29,7 @@ mod orphan;
 mod superblock;
 mod xattr;
 
+pub use check::{CheckOptions, CheckReport, Finding, FindingKind, check};
 pub use editor::{EditOptions, Editor, NewNode, NodeKind, SetAttributes};
 pub use error::{Error, Place, Result};
 pub use fs::Ext4;

@@ -24,6 +24,31 @@ pub(crate) fn empty_block(place: BlockNr, block_len: usize, seed: Option<Seed>) 
     block
 }
 
+/// A block of the orphan file.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct OrphanBlock<'a> {
+    entries: &'a [u8],
+}
+
+impl<'a> OrphanBlock<'a> {
+    /// Checks a block that lies at `place`; `seed` is the file's.
+    pub(crate) fn parse(bytes: &'a [u8], place: BlockNr, seed: Option<Seed>) -> Result<Self, &'static str> {
+        let (entries, tail) = bytes.split_at(bytes.len() - TAIL_LEN);
+        if tail[..4] != TAIL_MAGIC {
+            return Err("a block of the orphan file has no tail");
+        }
+        if seed.is_some_and(|seed| checksum::orphan_block(seed, place, entries).to_le_bytes() != tail[4..]) {
+            return Err("the checksum of a block of the orphan file is wrong");
+        }
+        Ok(Self { entries })
+    }
+
+    /// The inodes that it names.
+    pub(crate) fn orphans(self) -> impl Iterator<Item = Ino> {
+        self.entries.as_chunks::<ENTRY_LEN>().0.iter().filter_map(|&entry| Ino::new(u32::from_le_bytes(entry)))
+    }
+}
+
 impl Editor {
     /// Frees or truncates all of them.
     pub(crate) fn process_orphans(&mut self) -> Result<()> {
@@ -63,23 +88,11 @@ impl Editor {
     }
 
     fn process_orphan_block(&mut self, file: &Inode, place: BlockNr) -> Result<()> {
-        let corrupt = |problem| Error::corrupt(Place::Block(place), problem);
-        let block = self.fs().block(place)?;
+        let bytes = self.fs().block(place)?;
         let seed = self.fs().checksum_seed().map(|seed| file.seed(seed));
-        let sum = |entries: &[u8]| seed.map(|seed| checksum::orphan_block(seed, place, entries).to_le_bytes());
-        let (entries, tail) = block.split_at(block.len() - TAIL_LEN);
-        if tail[..4] != TAIL_MAGIC {
-            return Err(corrupt("a block of the orphan file has no tail"));
-        }
-        if sum(entries).is_some_and(|sum| sum != tail[4..]) {
-            return Err(corrupt("the checksum of a block of the orphan file is wrong"));
-        }
-        let orphans: Vec<Ino> = entries
-            .as_chunks::<ENTRY_LEN>()
-            .0
-            .iter()
-            .filter_map(|&entry| Ino::new(u32::from_le_bytes(entry)))
-            .collect();
+        let block =
+            OrphanBlock::parse(&bytes, place, seed).map_err(|problem| Error::corrupt(Place::Block(place), problem))?;
+        let orphans: Vec<Ino> = block.orphans().collect();
         if orphans.is_empty() {
             return Ok(());
         }
@@ -87,13 +100,7 @@ impl Editor {
             let inode = self.fs().inode(ino)?;
             self.process_orphan(inode)?;
         }
-        let mut empty = vec![0; block.len()];
-        let (entries, tail) = empty.split_at_mut(block.len() - TAIL_LEN);
-        tail[..4].copy_from_slice(&TAIL_MAGIC);
-        if let Some(sum) = sum(entries) {
-            tail[4..].copy_from_slice(&sum);
-        }
-        self.put_metadata(place, empty);
+        self.put_metadata(place, empty_block(place, bytes.len(), seed));
         Ok(())
     }
 

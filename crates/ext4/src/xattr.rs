@@ -29,7 +29,24 @@ pub(crate) struct Name {
     rest: Vec<u8>,
 }
 
+/// A name that the file system itself uses.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct NameRef {
+    prefix: u8,
+    rest: &'static [u8],
+}
+
+impl PartialEq<NameRef> for Name {
+    fn eq(&self, other: &NameRef) -> bool {
+        self.prefix == other.prefix && self.rest == other.rest
+    }
+}
+
 impl Name {
+    /// Content of a file that does not fit in place of its block map: `system.data`.
+    pub(crate) const INLINE_DATA: NameRef = NameRef { prefix: 7, rest: b"data" };
+    /// How a file is encrypted.
+    pub(crate) const ENCRYPTION_CONTEXT: NameRef = NameRef { prefix: 9, rest: b"c" };
     pub(crate) const ACCESS_ACL: Self = Self { prefix: 2, rest: Vec::new() };
     pub(crate) const DEFAULT_ACL: Self = Self { prefix: 3, rest: Vec::new() };
 
@@ -50,7 +67,7 @@ impl Name {
 
     /// Whether it is one that a file's owner or the system gave the file, and not a part of how the file is kept.
     pub(crate) fn is_shown(&self) -> bool {
-        *self != Self { prefix: 7, rest: b"data".to_vec() } && PREFIXES.iter().any(|(number, _)| *number == self.prefix)
+        *self != Self::INLINE_DATA && PREFIXES.iter().any(|(number, _)| *number == self.prefix)
     }
 
     /// Whether users may set it: the kernel has handlers for these prefixes alone.
@@ -119,9 +136,10 @@ fn padded(len: usize) -> usize {
     len.next_multiple_of(4)
 }
 
+const CUT: Damage = "an extended attribute reaches past the end of its space";
+
 /// Reads the entries that start at `start`. Values are counted from the start of `bytes`.
 fn read_entries(bytes: &[u8], start: usize) -> Result<Vec<Attribute>, Damage> {
-    const CUT: Damage = "an extended attribute reaches past the end of its space";
     let mut attributes = Vec::new();
     let mut at = start;
     loop {
@@ -184,8 +202,7 @@ fn write_entries(bytes: &mut [u8], start: usize, attributes: &[Attribute], hashe
 /// Of a name and its padded value, as the kernel computes it since name bytes count as unsigned.
 fn entry_hash(name: &[u8], padded_value: &[u8]) -> u32 {
     let hash = name.iter().fold(0_u32, |hash, &byte| hash.rotate_left(5) ^ u32::from(byte));
-    let (words, _) = padded_value.as_chunks();
-    words.iter().fold(hash, |hash, &word| hash.rotate_left(16) ^ u32::from_le_bytes(word))
+    hash_value(hash, padded_value)
 }
 
 /// Of all of a block's entries, in their order. Zero, if any entry has none: such a block is never shared.
@@ -203,6 +220,57 @@ fn block_hash(bytes: &[u8]) -> u32 {
         rest = rest.get(ENTRY + padded(raw.name_len.into())..).unwrap_or_default();
     }
     hash
+}
+
+/// The attributes that start at `start`, checked as a whole: that neither entries nor values overlap, and that hashes
+/// are right. Entries within an inode may have none.
+fn check_entries(bytes: &[u8], start: usize, needs_hash: bool) -> Result<Vec<Attribute>, Damage> {
+    let attributes = read_entries(bytes, start)?;
+    let mut values = Vec::new();
+    let mut at = start;
+    for attribute in &attributes {
+        let (raw, _) = RawEntry::ref_from_prefix(&bytes[at..]).map_err(|_| CUT)?;
+        at += ENTRY + padded(attribute.name.rest.len());
+        let Value::Here(value) = &attribute.value else { continue };
+        let from = usize::from(raw.value_offset.get());
+        let padded_value = bytes.get(from..from + padded(value.len())).ok_or(CUT)?;
+        if !value.is_empty() {
+            values.push(from..from + padded_value.len());
+        }
+        let stored = raw.hash.get();
+        let name = &attribute.name.rest;
+        let is_right = stored == entry_hash(name, padded_value) || stored == signed_entry_hash(name, padded_value);
+        if !is_right && (needs_hash || stored != 0) {
+            return Err("the hash of an extended attribute is wrong");
+        }
+    }
+    values.sort_by_key(|range| range.start);
+    let entries_end = at + END;
+    let ends = std::iter::once(entries_end).chain(values.iter().map(|range| range.end));
+    if values.iter().zip(ends).any(|(range, end)| range.start < end) {
+        return Err("extended attributes overlap");
+    }
+    Ok(attributes)
+}
+
+/// As the kernel computed it while name bytes counted as signed.
+fn signed_entry_hash(name: &[u8], padded_value: &[u8]) -> u32 {
+    let widen = |byte: &u8| i32::from(byte.cast_signed()).cast_unsigned();
+    let hash = name.iter().fold(0_u32, |hash, byte| hash.rotate_left(5) ^ widen(byte));
+    hash_value(hash, padded_value)
+}
+
+fn hash_value(hash: u32, padded_value: &[u8]) -> u32 {
+    let (words, _) = padded_value.as_chunks();
+    words.iter().fold(hash, |hash, &word| hash.rotate_left(16) ^ u32::from_le_bytes(word))
+}
+
+/// The attributes in the space behind an inode's fields, thoroughly checked.
+pub(crate) fn check_in_inode(area: &[u8]) -> Result<Vec<Attribute>, Damage> {
+    match area.split_first_chunk() {
+        Some((magic, entries)) if u32::from_le_bytes(*magic) == MAGIC => check_entries(entries, 0, false),
+        _ => Ok(Vec::new()),
+    }
 }
 
 /// The attributes in the space behind an inode's fields.
@@ -256,6 +324,11 @@ impl XattrBlock {
 
     pub(crate) fn attributes(&self) -> Result<Vec<Attribute>, Damage> {
         read_entries(&self.0, HEADER)
+    }
+
+    /// All attributes, thoroughly checked.
+    pub(crate) fn check(&self) -> Result<Vec<Attribute>, Damage> {
+        check_entries(&self.0, HEADER, true)
     }
 
     /// How many inodes have this block.

@@ -17,6 +17,7 @@ mod demo;
 mod entry;
 mod extract;
 mod flatten;
+mod fsck;
 mod guest;
 mod info;
 mod inject;
@@ -72,6 +73,7 @@ pub(crate) enum Verb {
     Amend(amend::AmendVerb),
     Info(info::Info),
     Check(check::Check),
+    Fsck(fsck::Fsck),
     Map(map::Map),
     Compare(compare::Compare),
     Bench(bench::Bench),
@@ -115,6 +117,7 @@ pub(crate) fn run(verb: &Verb) -> anyhow::Result<ExitCode> {
         Verb::Amend(verb) => verb.run(),
         Verb::Info(verb) => verb.run(),
         Verb::Check(verb) => verb.run(),
+        Verb::Fsck(verb) => verb.run(),
         Verb::Map(verb) => verb.run(),
         Verb::Compare(verb) => verb.run(),
         Verb::Bench(verb) => verb.run(),

@@ -39,11 +39,7 @@ pub(super) fn choose<'a>(device: &Device, layout: &'a Layout, asked: Option<u32>
 }
 
 fn by_number(layout: &Layout, number: u32) -> Result<&Slot, Error> {
-    let slot = layout.slots.iter().find(|slot| slot.place == Place::Partition(number));
-    let slot = slot.ok_or_else(|| Error::NoSuchPartition {
-        number,
-        present: layout.slots.iter().filter_map(|slot| slot.partition.as_ref()).map(|found| found.number).collect(),
-    })?;
+    let slot = layout.partition(number)?;
     match slot.probe.content {
         content if content.is_ext() || content == Content::Fat => Ok(slot),
         content => Err(Error::Foreign { place: slot.place, content }),

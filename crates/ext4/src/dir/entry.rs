@@ -54,7 +54,7 @@ pub(crate) struct Record<'a> {
     /// Where it starts, in bytes.
     pub(crate) offset: usize,
     /// From its start to the next record's, in bytes.
-    space: usize,
+    pub(crate) space: usize,
     pub(crate) entry: Entry<'a>,
 }
 
@@ -78,11 +78,16 @@ impl<'a> Record<'a> {
             Some("an entry's length is wrong")
         } else if left.is_none_or(|left| left != 0 && left < SMALLEST) {
             Some("an entry reaches past the end of its block")
-        } else if ino != 0 && (name.is_empty() || name.iter().any(|byte| matches!(byte, 0 | b'/'))) {
-            Some("an entry's name is empty or has a character that no name may have")
+        } else if ino != 0 && name.is_empty() {
+            Some("an entry's name is empty")
         } else {
             None
         }
+    }
+
+    /// Encrypted names may hold any byte.
+    fn has_bad_name(&self) -> bool {
+        self.entry.ino != 0 && self.entry.name.iter().any(|byte| matches!(byte, 0 | b'/'))
     }
 }
 
@@ -112,6 +117,15 @@ pub(crate) struct Leaf {
 impl Leaf {
     /// Checks a block's checksum, where `seed` says that it has one, and its records.
     pub(crate) fn parse(bytes: Vec<u8>, seed: Option<Seed>) -> Result<Self, Damage> {
+        let leaf = Self::parse_encrypted(bytes, seed)?;
+        if leaf.records().any(|record| record.has_bad_name()) {
+            return Err("an entry's name has a character that no name may have");
+        }
+        Ok(leaf)
+    }
+
+    /// The same for a block of an encrypted directory.
+    pub(crate) fn parse_encrypted(bytes: Vec<u8>, seed: Option<Seed>) -> Result<Self, Damage> {
         let end = match seed {
             Some(seed) => verified_end(&bytes, seed)?,
             None => bytes.len(),
@@ -153,13 +167,18 @@ impl Leaf {
     }
 
     /// Every record, those not in use too.
-    fn records(&self) -> impl Iterator<Item = Record<'_>> {
+    pub(crate) fn records(&self) -> impl Iterator<Item = Record<'_>> {
         let mut at = 0;
         std::iter::from_fn(move || {
             let record = if at < self.end { Record::read(&self.bytes, at) } else { None }?;
             at += record.space;
             Some(record)
         })
+    }
+
+    /// The block's bytes.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.bytes
     }
 
     /// The records in use, `.` and `..` too.

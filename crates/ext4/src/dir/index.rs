@@ -112,6 +112,13 @@ impl Node {
         bytes.get(..NODE_SLOTS) == Some(&hiding_record(bytes.len()))
     }
 
+    /// Whether a block begins as an index block does and has room for as many slots as one: blocks of records do not.
+    pub(crate) fn has_limit_of_node(bytes: &[u8], checksummed: bool) -> bool {
+        let stored =
+            bytes.get(NODE_SLOTS..).and_then(|rest| rest.first_chunk()).map(|&limit| u16::from_le_bytes(limit));
+        Self::is_hidden(bytes) && stored.map(usize::from) == Some(limit(bytes.len(), NODE_SLOTS, checksummed))
+    }
+
     fn check(bytes: Vec<u8>, start: usize, seed: Option<Seed>) -> Result<Self, Damage> {
         let limit = limit(bytes.len(), start, seed.is_some());
         let mut node = Self { bytes, start, limit, count: 0 };

@@ -14,10 +14,10 @@ use crate::checksum::Seed;
 use crate::error::{Error, Place, Result};
 use crate::superblock::HashParameters;
 
-pub(crate) use entry::Entry;
-use entry::{Leaf, Record};
+pub(crate) use entry::{Entry, Leaf, Record};
+pub(crate) use hash::HashFunction;
 use htree::Walk;
-use index::{Node, Root};
+pub(crate) use index::{Node, Root};
 
 /// The longest name, in bytes.
 pub(crate) const MAX_NAME: usize = 255;

@@ -59,6 +59,16 @@ impl<'a> Journal<'a> {
         self.superblock.is_aborted()
     }
 
+    /// How many blocks its file has.
+    pub(crate) fn blocks(&self) -> u64 {
+        self.map.end()
+    }
+
+    /// Whether every block of its file is there.
+    pub(crate) fn is_whole(&self) -> bool {
+        self.map.data_blocks() == self.map.end()
+    }
+
     /// Copies every committed block to its place on `target`, which is the file system's device or lies over it.
     pub(crate) fn replay(self, target: &dyn BlockWrite) -> Result<Replayed> {
         let next = match self.superblock.start() {
