@@ -181,7 +181,10 @@ impl Geometry {
         let bitmap_bits = block_size * 8;
         let blocks_per_cluster = Self::blocks_per_cluster(raw, features)?;
         let clusters_per_group = blocks_per_group / blocks_per_cluster;
-        if clusters_per_group == 0 || clusters_per_group > bitmap_bits || blocks_per_group % blocks_per_cluster != 0 {
+        if clusters_per_group == 0
+            || clusters_per_group > bitmap_bits
+            || !blocks_per_group.is_multiple_of(blocks_per_cluster)
+        {
             return Err(corrupt("the number of blocks per group is impossible"));
         }
         if inodes_per_group == 0 || inodes_per_group > bitmap_bits {

@@ -39,8 +39,9 @@ pub(super) fn check(claims: &Claims<'_>, states: &InodeStates, threads: NonZeroU
 fn superblock_counts(check: &Check<'_>, totals: Totals) {
     let fs = check.fs;
     let note = |text: String| check.findings.note(FindingKind::Count, Place::Superblock, text);
-    if fs.free_blocks() != totals.free_clusters {
-        note(format!("{} blocks are free, but {} are counted", totals.free_clusters, fs.free_blocks()));
+    let free_blocks = totals.free_clusters * u64::from(fs.geometry().blocks_per_cluster);
+    if fs.free_blocks() != free_blocks {
+        note(format!("{free_blocks} blocks are free, but {} are counted", fs.free_blocks()));
     }
     if u64::from(fs.free_inodes()) != totals.free_inodes {
         note(format!("{} inodes are free, but {} are counted", totals.free_inodes, fs.free_inodes()));
@@ -51,7 +52,7 @@ fn compare(claims: &Claims<'_>, group: GroupNr, name: &str, computed: &[u8], sto
     let at = |bit: u32| computed[bit as usize / 8] ^ stored[bit as usize / 8];
     let differs = |bit: u32| at(bit) >> (bit % 8) & 1 != 0;
     let whole = bits as usize / 8;
-    if computed[..whole] == stored[..whole] && (bits % 8 == 0 || !(bits / 8 * 8..bits).any(differs)) {
+    if computed[..whole] == stored[..whole] && (bits.is_multiple_of(8) || !(bits / 8 * 8..bits).any(differs)) {
         return;
     }
     let wrong: Vec<u32> = (0..bits).filter(|&bit| differs(bit)).collect();

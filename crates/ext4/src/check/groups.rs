@@ -111,6 +111,11 @@ pub(super) fn claim(check: &Check<'_>, claims: &Claims<'_>) {
         // The boot block lies before the superblock, which block 1 holds then.
         fixed(claims, BlockNr(1), 1);
     }
+    let raw = check.fs.superblock.raw();
+    let mmp = BlockNr(raw.mmp_block.get());
+    if check.has_incompat(incompat::MMP) && geometry.contains(mmp, 1) {
+        fixed(claims, mmp, 1);
+    }
     for descriptor in claims.groups {
         fixed(claims, descriptor.block_bitmap(), 1);
         fixed(claims, descriptor.inode_bitmap(), 1);

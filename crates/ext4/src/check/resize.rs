@@ -41,24 +41,24 @@ pub(super) fn check(claims: &Claims<'_>, inode: &Inode) -> Result<()> {
     let mut listed = vec![0; geometry.block_len()];
     fs.read_device(&mut listed, geometry.offset(double))?;
     let listed: Vec<u32> = pointers(&listed).collect();
-    let first = geometry.first_data_block + 1 + u64::from(superblock.descriptor_blocks());
+    let behind = u64::from(superblock.descriptor_blocks());
+    let first = superblock.descriptor_block(GroupNr(0)).0 + behind;
     let mut copies = vec![0; geometry.block_len()];
-    for block in first..first + u64::from(reserved) {
-        let slot = usize::try_from(block).unwrap_or(0) % listed.len();
+    for (at, block) in (first..first + u64::from(reserved)).enumerate() {
+        let slot = (superblock.descriptor_blocks() as usize + at) % listed.len();
         if u64::from(listed[slot]) != block {
             bad("the resize inode does not list a block that is reserved for group descriptors");
             return Ok(());
         }
         fs.read_device(&mut copies, geometry.offset(BlockNr(block)))?;
-        let expected =
-            backups.iter().map(|&group| geometry.first_block_of(group).0 + (block - geometry.first_data_block));
+        let expected = backups.iter().map(|&group| geometry.first_block_of(group).0 + 1 + behind + at as u64);
         if !expected.eq(pointers(&copies).take(backups.len()).map(u64::from)) {
             bad("the resize inode lists other copies of a reserved block than there are");
             return Ok(());
         }
     }
     let blocks = 1 + u64::from(reserved) * (1 + backups.len() as u64);
-    let expected = blocks * u64::from(geometry.block_size) / 512;
+    let expected = blocks * u64::from(geometry.blocks_per_cluster) * u64::from(geometry.block_size) / 512;
     if inode.stored_blocks(claims.check.fs.has_huge_file()) != expected {
         bad("the resize inode's number of blocks is wrong");
     }

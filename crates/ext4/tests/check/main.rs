@@ -6,5 +6,3 @@ mod support;
 
 mod clean;
 mod corpus;
-mod damage;
-mod layout;
