@@ -65,7 +65,7 @@ pub(crate) fn ordered<Job: Send, Worker, Done: Send>(
                 Taken::Panicked => break Err(Error::WorkerPanicked { path: path.to_owned() }),
             }
         };
-        window.end();
+        window.end(false);
         // Joined here, as the scope would pass a panic on.
         handles.into_iter().for_each(|handle| drop(handle.join()));
         outcome
@@ -95,7 +95,10 @@ fn take<Job, Done>(window: &Window<Done>, jobs: &Mutex<(u64, impl Iterator<Item 
 struct Window<Done> {
     room: u64,
     state: Mutex<State<Done>>,
-    changed: Condvar,
+    /// The consumer waits for this: what it wants next is there, or never will be.
+    due: Condvar,
+    /// And the worker whose job is next for this: it may begin, or no job is to begin any more.
+    freed: Condvar,
 }
 
 struct State<Done> {
@@ -115,34 +118,41 @@ enum Taken<Done> {
 impl<Done> Window<Done> {
     fn new(room: u64) -> Self {
         let state = State { due: 0, done: BTreeMap::new(), total: None, ended: false, panicked: false };
-        Self { room, state: Mutex::new(state), changed: Condvar::new() }
+        Self { room, state: Mutex::new(state), due: Condvar::new(), freed: Condvar::new() }
     }
 
     fn lock(&self) -> MutexGuard<'_, State<Done>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn update(&self, change: impl FnOnce(&mut State<Done>)) {
-        change(&mut self.lock());
-        self.changed.notify_all();
-    }
-
     fn put(&self, index: u64, done: Result<Done, Error>) {
-        self.update(|state| drop(state.done.insert(index, done)));
+        let mut state = self.lock();
+        state.done.insert(index, done);
+        let is_due = index == state.due;
+        drop(state);
+        if is_due {
+            self.due.notify_one();
+        }
     }
 
     fn set_total(&self, total: u64) {
-        self.update(|state| state.total = Some(total));
+        self.lock().total = Some(total);
+        self.due.notify_one();
     }
 
-    fn end(&self) {
-        self.update(|state| state.ended = true);
+    fn end(&self, panicked: bool) {
+        let mut state = self.lock();
+        state.ended = true;
+        state.panicked |= panicked;
+        drop(state);
+        self.due.notify_one();
+        self.freed.notify_one();
     }
 
-    /// Waits until job `index` may begin. False if no more jobs are to begin.
+    /// Waits until job `index`, the next one, may begin. False if no more jobs are to begin.
     fn wait_for_room(&self, index: u64) -> bool {
         let full = |state: &mut State<Done>| !state.ended && index >= state.due + self.room;
-        let state = self.changed.wait_while(self.lock(), full).unwrap_or_else(PoisonError::into_inner);
+        let state = self.freed.wait_while(self.lock(), full).unwrap_or_else(PoisonError::into_inner);
         !state.ended
     }
 
@@ -150,12 +160,13 @@ impl<Done> Window<Done> {
         let waiting = |state: &mut State<Done>| {
             !state.panicked && state.total != Some(state.due) && !state.done.contains_key(&state.due)
         };
-        let mut state = self.changed.wait_while(self.lock(), waiting).unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.due.wait_while(self.lock(), waiting).unwrap_or_else(PoisonError::into_inner);
         let due = state.due;
         match state.done.remove(&due) {
             Some(done) => {
                 state.due += 1;
-                self.changed.notify_all();
+                drop(state);
+                self.freed.notify_one();
                 Taken::Done(done)
             }
             None if state.panicked => Taken::Panicked,
@@ -169,7 +180,7 @@ struct EndOnDrop<'a, Done>(&'a Window<Done>);
 
 impl<Done> Drop for EndOnDrop<'_, Done> {
     fn drop(&mut self) {
-        self.0.end();
+        self.0.end(false);
     }
 }
 
@@ -179,7 +190,7 @@ struct EndOnPanic<'a, Done>(&'a Window<Done>);
 impl<Done> Drop for EndOnPanic<'_, Done> {
     fn drop(&mut self) {
         if thread::panicking() {
-            self.0.update(|state| (state.panicked, state.ended) = (true, true));
+            self.0.end(true);
         }
     }
 }

@@ -71,8 +71,8 @@ impl Copy<'_> {
             path,
             threads,
             &mut plan,
-            || filler.compressor(),
-            |compressor, job| filler.fill(compressor.as_mut(), job),
+            || filler.packer(),
+            |packer, job| filler.fill(packer.as_mut(), job),
             |mut unit| {
                 unit.warnings.drain(..).for_each(&mut *warn);
                 if let Some(limit) = &mut limit {

@@ -3,12 +3,14 @@ use std::ops::Range;
 use std::path::PathBuf;
 
 use qtk_block::{BlockRead, ExtentKind};
-use qtk_qcow2::{HostOffset, MappingKind};
+use qtk_qcow2::MappingKind;
 
 use crate::chain::{Run, in_memory};
 use crate::layer::SECTOR;
 use crate::status::{Status, Statuses};
 use crate::{Chain, ChainLayer, Error, Image};
+
+use super::unit::Origin;
 
 /// The disks of several images, one after the other, read as one.
 #[derive(Debug)]
@@ -89,10 +91,13 @@ impl Stretch {
         }
     }
 
-    /// Where the stretch's compressed cluster lies: in which layer of which image, where in its file, and how long it is.
-    pub(crate) fn compressed(&self) -> Option<((usize, usize), HostOffset, u64)> {
-        match self.run.as_ref()?.kind {
-            MappingKind::Compressed { host, len } => Some(((self.part, self.run.as_ref()?.depth), host, len)),
+    /// Where the stretch's compressed cluster lies.
+    pub(crate) fn origin(&self) -> Option<Origin> {
+        let run = self.run.as_ref()?;
+        match run.kind {
+            MappingKind::Compressed { host, len } => {
+                Some(Origin { layer: (self.part, run.depth), range: host.0..host.0 + len })
+            }
             _ => None,
         }
     }
@@ -134,6 +139,17 @@ impl Disk {
         Stretches { disk: self, part: 0, runs: None, at: 0 }
     }
 
+    /// The stretches from an offset on.
+    pub(crate) fn stretches_from(&self, offset: u64) -> Stretches<'_> {
+        let index = self.part_index(offset).unwrap_or(self.parts.len());
+        let mut stretches = Stretches { disk: self, part: index, runs: None, at: offset };
+        if let Some(part) = self.parts.get(index) {
+            let start = (part.window.start + (offset - part.start)).min(part.window.end);
+            stretches.runs = Some(Statuses::new(&part.chain, start..part.window.end));
+        }
+        stretches
+    }
+
     /// Fills `buf`, which is as long, with a stretch's content.
     pub(crate) fn read_stretch(&self, buf: &mut [u8], stretch: &Stretch) -> Result<(), Error> {
         match &stretch.run {
@@ -168,10 +184,13 @@ impl Disk {
         (!range.is_empty()).then_some(Stretch { range, class: Class::Zero, part: index, run: None })
     }
 
-    fn part_at(&self, offset: u64) -> Option<&Part> {
+    fn part_index(&self, offset: u64) -> Option<usize> {
         // Empty images share their start with the next one.
-        let index = self.parts.partition_point(|part| part.start <= offset).checked_sub(1)?;
-        self.parts.get(index)
+        self.parts.partition_point(|part| part.start <= offset).checked_sub(1)
+    }
+
+    fn part_at(&self, offset: u64) -> Option<&Part> {
+        self.parts.get(self.part_index(offset)?)
     }
 }
 

@@ -3,9 +3,8 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
-use qtk_block::{BlockRead, is_zero, read_padded};
-use qtk_qcow2::codec::{self, Compressor};
-use qtk_qcow2::{ClusterBits, CompressionType, GuestCluster};
+use qtk_block::{is_zero, read_padded};
+use qtk_qcow2::{ClusterBits, CompressionType};
 
 use crate::Error;
 use crate::chain::in_memory;
@@ -14,6 +13,7 @@ use crate::layer::SECTOR;
 use super::ConvertWarning;
 use super::copy::Shape;
 use super::disk::{Class, Disk, Stretch};
+use super::pack::Packer;
 use super::plan::{Chunk, Job, Zeroes};
 use super::unit::{Origin, Piece, Unit};
 
@@ -51,62 +51,62 @@ pub(crate) struct Filler<'a> {
 
 /// What a part of a unit is, after the search for zeroes.
 #[derive(Clone, Debug)]
-struct Part {
-    bytes: Range<usize>,
-    content: Content,
+pub(super) struct Part {
+    pub(super) bytes: Range<usize>,
+    pub(super) content: Content,
     /// Whether a request ends with it.
     ends: bool,
 }
 
 impl Part {
     /// What of it lies in a cluster.
-    fn within(&self, cluster: &Range<usize>) -> Range<usize> {
+    pub(super) fn within(&self, cluster: &Range<usize>) -> Range<usize> {
         cluster.start.max(self.bytes.start)..cluster.end.min(self.bytes.end)
     }
 }
 
 #[derive(Clone, Debug)]
-enum Content {
+pub(super) enum Content {
     Data,
     Zero,
     Backing,
-    /// A whole cluster, compressed: a part of [`Unit::packed`].
-    Copied(Range<usize>, Origin),
+    /// A whole cluster, compressed as the target wants it.
+    Copied(Stretch, Origin),
 }
 
 impl Filler<'_> {
-    pub(crate) fn compressor(&self) -> Result<Option<Compressor>, Error> {
-        let new = |packing: Packing| Compressor::new(packing.compression, packing.level);
-        self.shape.packing.map(new).transpose().map_err(|source| self.codec_error(source))
+    pub(crate) fn packer(&self) -> Result<Option<Packer>, Error> {
+        let failed = |source| Error::Codec { path: self.output.to_owned(), source };
+        self.shape.packing.map(Packer::new).transpose().map_err(failed)
     }
 
-    pub(crate) fn fill(&self, compressor: Option<&mut Compressor>, job: Job) -> Result<Unit, Error> {
+    pub(crate) fn fill(&self, mut packer: Option<&mut Packer>, job: Job) -> Result<Unit, Error> {
         let spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner).pop();
         let mut unit = spare.unwrap_or_default();
         match job {
             Job::Zero(range) => unit.reset_to_zero(range),
             Job::Fill(chunks) => {
                 let (Some(first), Some(last)) = (chunks.first(), chunks.last()) else { return Ok(unit) };
+                let range = first.stretch.range.start..last.stretch.range.end;
                 let padding = match (self.shape.packing, self.shape.grain) {
                     (Some(packing), _) => packing.cluster_bits.size(),
                     (None, Grain::Whole(grain)) => grain,
                     (None, Grain::Sectors | Grain::Padded(_)) => 1,
                 };
-                unit.reset(first.stretch.range.start..last.stretch.range.end, padding, self.shape.packing.is_some());
+                if let Some(packer) = &mut packer {
+                    packer.lend(&mut unit);
+                }
+                unit.reset(range, padding, packer.is_some());
                 let parts = self.read(&mut unit, chunks)?;
-                match (self.shape.grain, self.shape.packing, compressor) {
-                    (_, Some(packing), Some(compressor)) => self.pack(&mut unit, &parts, packing, compressor)?,
-                    (Grain::Whole(grain), ..) => self.assemble(&mut unit, &parts, grain)?,
-                    (Grain::Sectors, ..) => self.list(&mut unit, &parts, SECTOR),
-                    (Grain::Padded(cluster), ..) => self.list(&mut unit, &parts, cluster),
+                match (self.shape.grain, packer) {
+                    (_, Some(packer)) => self.pack(&mut unit, &parts, packer)?,
+                    (Grain::Whole(grain), None) => self.assemble(&mut unit, &parts, grain)?,
+                    (Grain::Sectors, None) => self.list(&mut unit, &parts, SECTOR),
+                    (Grain::Padded(cluster), None) => self.list(&mut unit, &parts, cluster),
                 }
             }
         }
         Ok(unit)
-    }
-
-    fn codec_error(&self, source: codec::CodecError) -> Error {
-        Error::Codec { path: self.output.to_owned(), source }
     }
 
     /// Reads what must be read, and says what each part of the unit is.
@@ -135,8 +135,8 @@ impl Filler<'_> {
                 add_part(parts, bytes, content);
             }
             Class::Data => {
-                if let Some(content) = self.copy(stretch, unit)? {
-                    add_part(parts, bytes, content);
+                if let Some(origin) = self.origin(stretch, unit)? {
+                    add_part(parts, bytes, Content::Copied(stretch.clone(), origin));
                     return Ok(());
                 }
                 self.read_data(unit, bytes.clone(), stretch)?;
@@ -155,7 +155,7 @@ impl Filler<'_> {
         Ok(())
     }
 
-    fn read_data(&self, unit: &mut Unit, bytes: Range<usize>, stretch: &Stretch) -> Result<(), Error> {
+    pub(super) fn read_data(&self, unit: &mut Unit, bytes: Range<usize>, stretch: &Stretch) -> Result<(), Error> {
         match self.disk.read_stretch(&mut unit.plain[bytes.clone()], stretch) {
             Err(_) if self.salvage => {}
             result => return result,
@@ -172,39 +172,6 @@ impl Filler<'_> {
             at = sector.range.end;
         }
         Ok(())
-    }
-
-    /// Reads the compressed bytes of a whole cluster, if they can stay as they are.
-    fn copy(&self, stretch: &Stretch, unit: &mut Unit) -> Result<Option<Content>, Error> {
-        let Some((place, host, len)) = stretch.compressed() else { return Ok(None) };
-        let Some(packing) = self.shape.packing.filter(|packing| packing.copies) else { return Ok(None) };
-        let layer = self.disk.layer(place);
-        let cluster = packing.cluster_bits.size();
-        let same_codec = layer
-            .qcow2()
-            .is_some_and(|layer| layer.compression() == packing.compression && layer.cluster_size() == cluster);
-        let whole = stretch.range.end - stretch.range.start == cluster && stretch.range.start.is_multiple_of(cluster);
-        let range = host.0..host.0 + len;
-        // What the file's end may have cut off only decoding can tell.
-        let cut = range.end >= layer.file().size();
-        // A length may, but need not, be larger than the cluster.
-        if !same_codec || !whole || cut || len >= cluster {
-            return Ok(None);
-        }
-        // So little may stand for nothing but zeroes, which are left out.
-        if self.shape.zeroes != Zeroes::Data && len <= cluster / 512 + 2 * SECTOR {
-            let bytes = unit.positions(&stretch.range);
-            self.disk.read_stretch(&mut unit.plain[bytes.clone()], stretch)?;
-            if is_zero(&unit.plain[bytes]) {
-                return Ok(None);
-            }
-        }
-        let bytes = unit.packed_len..unit.packed_len + in_memory(len);
-        let read = layer.read_host(&mut unit.packed[bytes.clone()], host);
-        let failed = |source| Error::Read { path: layer.path().to_owned(), offset: stretch.range.start, source };
-        read.map_err(failed)?;
-        unit.packed_len = bytes.end;
-        Ok(Some(Content::Copied(bytes, Origin { layer: place, range })))
     }
 
     /// For a target that stores any sectors: data with the rest of its clusters.
@@ -270,56 +237,6 @@ impl Filler<'_> {
         Ok(is_zero(&unit.plain[cluster.clone()]))
     }
 
-    /// For a target that stores compressed clusters.
-    fn pack(
-        &self,
-        unit: &mut Unit,
-        parts: &[Part],
-        packing: Packing,
-        compressor: &mut Compressor,
-    ) -> Result<(), Error> {
-        let bits = packing.cluster_bits;
-        let mut rest = parts;
-        for start in (0..unit.plain.len()).step_by(bits.buffer_len()) {
-            let bytes = start..start + bits.buffer_len();
-            let guest = GuestCluster(unit.offset(start) >> bits.bits());
-            match take_until(&mut rest, bytes.end) {
-                [Part { content: Content::Copied(packed, origin), .. }] => {
-                    unit.pieces.push(Piece::Copied { guest, bytes: packed.clone(), origin: origin.clone() });
-                    continue;
-                }
-                parts if parts.iter().all(|part| matches!(part.content, Content::Backing)) => continue,
-                parts => self.read_rest(unit, parts, &bytes)?,
-            }
-            if self.shape.zeroes != Zeroes::Data && is_zero(&unit.plain[bytes.clone()]) {
-                if self.shape.zeroes == Zeroes::Zero {
-                    unit.add_zero(unit.offset(bytes.start)..unit.offset(bytes.end).min(unit.range.end));
-                }
-                continue;
-            }
-            let packed = compressor.compress(&unit.plain[bytes.clone()], &mut unit.packed[unit.packed_len..]);
-            match packed.map_err(|source| self.codec_error(source))? {
-                Some(len) => unit.add_compressed(guest, len),
-                None => unit.add_plain(bytes, false),
-            }
-        }
-        Ok(())
-    }
-
-    /// Completes a cluster of which only a part must be stored: compressed, it is stored as a whole.
-    fn read_rest(&self, unit: &mut Unit, parts: &[Part], cluster: &Range<usize>) -> Result<(), Error> {
-        for part in parts.iter().filter(|part| !matches!(part.content, Content::Data)) {
-            let bytes = part.within(cluster);
-            let offset = unit.offset(bytes.start);
-            let buf = &mut unit.plain[bytes];
-            match part.content {
-                Content::Backing => self.disk.read_at(buf, offset).map_err(read_error(self.output, offset))?,
-                _ => buf.fill(0),
-            }
-        }
-        Ok(())
-    }
-
     fn read_beneath(&self, unit: &mut Unit, bytes: Range<usize>) -> Result<(), Error> {
         let offset = unit.offset(bytes.start);
         let buf = &mut unit.plain[bytes];
@@ -333,7 +250,7 @@ impl Filler<'_> {
     }
 }
 
-fn read_error(path: &Path, offset: u64) -> impl FnOnce(io::Error) -> Error {
+pub(super) fn read_error(path: &Path, offset: u64) -> impl FnOnce(io::Error) -> Error {
     let path = path.to_owned();
     move |source| Error::Read { path, offset, source }
 }
@@ -352,7 +269,7 @@ fn add_part(parts: &mut Vec<Part>, bytes: Range<usize>, content: Content) {
 }
 
 /// The parts that begin before `end`; the last of them stays in `rest` if it goes on.
-fn take_until<'a>(rest: &mut &'a [Part], end: usize) -> &'a [Part] {
+pub(super) fn take_until<'a>(rest: &mut &'a [Part], end: usize) -> &'a [Part] {
     let count = rest.iter().take_while(|part| part.bytes.start < end).count();
     let (taken, _) = rest.split_at(count);
     let done = taken.iter().take_while(|part| part.bytes.end <= end).count();

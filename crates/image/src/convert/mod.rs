@@ -4,6 +4,7 @@ mod bitmaps;
 mod copy;
 mod disk;
 mod fill;
+mod pack;
 mod plan;
 mod sink;
 mod target;

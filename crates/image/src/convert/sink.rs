@@ -3,8 +3,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use qtk_block::{BlockRead, BlockWrite, HostStorage};
-use qtk_qcow2::{GuestCluster, GuestOffset, ImageWriter};
+use qtk_qcow2::{GuestOffset, ImageWriter, PackedCluster};
 
+use crate::chain::in_memory;
 use crate::{Error, Transaction};
 
 use super::ConvertReport;
@@ -26,7 +27,7 @@ enum Output {
     Qcow2 {
         writer: Box<ImageWriter>,
         /// Where the last compressed stream was copied from, if it was copied.
-        origin: Option<Origin>,
+        last: Option<Origin>,
     },
     Existing(Box<Transaction>),
 }
@@ -37,7 +38,7 @@ impl Sink {
     }
 
     pub(crate) fn qcow2(path: &Path, writer: ImageWriter, able: bool) -> Self {
-        Self::new(path, Output::Qcow2 { writer: Box::new(writer), origin: None }, able)
+        Self::new(path, Output::Qcow2 { writer: Box::new(writer), last: None }, able)
     }
 
     pub(crate) fn existing(path: &Path, transaction: Transaction, able: bool) -> Self {
@@ -49,56 +50,63 @@ impl Sink {
     }
 
     pub(crate) fn put(&mut self, unit: &Unit) -> Result<(), Error> {
-        for piece in &unit.pieces {
-            let start = piece.start(unit);
-            self.put_piece(piece, unit, start).map_err(|source| self.write_error(start, source))?;
+        for pieces in unit.pieces.chunk_by(|one, next| one.is_stream() && next.is_stream()) {
+            let start = pieces[0].start(unit);
+            self.put_pieces(pieces, unit, start).map_err(|source| self.write_error(start, source))?;
         }
         Ok(())
     }
 
-    fn put_piece(&mut self, piece: &Piece, unit: &Unit, start: u64) -> io::Result<()> {
-        if !self.able && !matches!(piece, Piece::Zero { .. }) {
-            return Err(io::ErrorKind::Unsupported.into());
-        }
-        match piece {
-            Piece::Zero { range } => match &mut self.output {
+    /// Puts a single piece, or compressed clusters, into the target.
+    fn put_pieces(&mut self, pieces: &[Piece], unit: &Unit, start: u64) -> io::Result<()> {
+        match pieces {
+            [Piece::Zero { range }] => match &mut self.output {
                 Output::Raw(file) => file.zero(range.clone()),
                 Output::Qcow2 { writer, .. } => Ok(writer.zero(range.clone())?),
                 Output::Existing(transaction) => transaction.zero(range.clone()),
             },
-            Piece::Plain { bytes } => {
-                // The disk may end within the last cluster.
-                let end = bytes.end.min(unit.position(unit.range.end));
-                let bytes = &unit.plain[bytes.start..end];
-                self.report.plain_bytes += bytes.len() as u64;
-                match &mut self.output {
-                    Output::Raw(file) => file.write_at(bytes, start),
-                    Output::Qcow2 { writer, .. } => Ok(writer.write(GuestOffset(start), bytes)?),
-                    Output::Existing(transaction) => transaction.write_at(bytes, start),
-                }
-            }
-            Piece::Compressed { guest, bytes } => {
-                self.report.compressed += 1;
-                self.put_compressed(*guest, &unit.packed[bytes.clone()], None)
-            }
-            Piece::Copied { guest, bytes, origin } => {
-                self.report.copied += 1;
-                self.put_compressed(*guest, &unit.packed[bytes.clone()], Some(origin))
-            }
+            _ if !self.able => Err(io::ErrorKind::Unsupported.into()),
+            [Piece::Plain { bytes }] => self.put_plain(unit, &unit.plain[bytes.clone()], start),
+            [Piece::Stored { bytes, .. }] => self.put_plain(unit, &unit.packed[bytes.clone()], start),
+            streams => self.put_streams(streams, &unit.packed),
         }
     }
 
-    fn put_compressed(&mut self, guest: GuestCluster, bytes: &[u8], from: Option<&Origin>) -> io::Result<()> {
+    fn put_plain(&mut self, unit: &Unit, bytes: &[u8], start: u64) -> io::Result<()> {
+        // The disk may end within the last cluster.
+        let bytes = &bytes[..bytes.len().min(in_memory(unit.range.end - start))];
+        self.report.plain_bytes += bytes.len() as u64;
         match &mut self.output {
-            Output::Qcow2 { writer, origin } => {
-                let before = std::mem::replace(origin, from.cloned());
-                let shared = from.zip(before).map_or(0, |(from, before)| from.shared(&before));
-                Ok(writer.compressed_sharing(guest, bytes, shared)?)
+            Output::Raw(file) => file.write_at(bytes, start),
+            Output::Qcow2 { writer, .. } => Ok(writer.write(GuestOffset(start), bytes)?),
+            Output::Existing(transaction) => transaction.write_at(bytes, start),
+        }
+    }
+
+    fn put_streams(&mut self, pieces: &[Piece], packed: &[u8]) -> io::Result<()> {
+        let streams = pieces.iter().filter_map(|piece| match piece {
+            Piece::Stream { guest, bytes, origin } => Some((*guest, bytes.clone(), origin.as_ref())),
+            _ => None,
+        });
+        let copied = streams.clone().filter(|(.., origin)| origin.is_some()).count() as u64;
+        self.report.copied += copied;
+        self.report.compressed += pieces.len() as u64 - copied;
+        match &mut self.output {
+            Output::Qcow2 { writer, last } => {
+                let streams = streams.map(|(guest, bytes, origin)| {
+                    let before = std::mem::replace(last, origin.cloned());
+                    let shared = origin.zip(before).map_or(0, |(origin, before)| origin.shared(&before));
+                    PackedCluster { guest, bytes, shared }
+                });
+                Ok(writer.compressed_run(packed, streams)?)
             }
-            Output::Existing(transaction) => match transaction.qcow2() {
-                Some(transaction) => Ok(transaction.write_compressed(guest, bytes)?),
-                None => Err(io::ErrorKind::Unsupported.into()),
-            },
+            Output::Existing(transaction) => {
+                let Some(transaction) = transaction.qcow2() else { return Err(io::ErrorKind::Unsupported.into()) };
+                for (guest, bytes, _) in streams {
+                    transaction.write_compressed(guest, &packed[bytes])?;
+                }
+                Ok(())
+            }
             Output::Raw(_) => Err(io::ErrorKind::Unsupported.into()),
         }
     }

@@ -16,17 +16,32 @@ pub(crate) struct Unit {
     pub(crate) warnings: Vec<ConvertWarning>,
     /// The stretch as the guest sees it, padded to whole clusters.
     pub(crate) plain: Vec<u8>,
+    /// The clusters of a packed target, one behind the other.
     pub(crate) packed: Vec<u8>,
     pub(crate) packed_len: usize,
 }
 
-/// A part of a unit. Byte ranges lie in [`Unit::plain`], and in [`Unit::packed`] for the last two.
+/// A part of a unit.
 #[derive(Debug)]
 pub(crate) enum Piece {
-    Zero { range: Range<u64> },
-    Plain { bytes: Range<usize> },
-    Compressed { guest: GuestCluster, bytes: Range<usize> },
-    Copied { guest: GuestCluster, bytes: Range<usize>, origin: Origin },
+    Zero {
+        range: Range<u64>,
+    },
+    /// Bytes of [`Unit::plain`].
+    Plain {
+        bytes: Range<usize>,
+    },
+    /// A cluster that does not get smaller, in [`Unit::packed`].
+    Stored {
+        offset: u64,
+        bytes: Range<usize>,
+    },
+    /// A compressed cluster, in [`Unit::packed`], and where it was copied from if it was.
+    Stream {
+        guest: GuestCluster,
+        bytes: Range<usize>,
+        origin: Option<Origin>,
+    },
 }
 
 impl Piece {
@@ -35,8 +50,13 @@ impl Piece {
         match self {
             Self::Zero { range } => range.start,
             Self::Plain { bytes } => unit.offset(bytes.start),
-            Self::Compressed { .. } | Self::Copied { .. } => unit.range.start,
+            Self::Stored { offset, .. } => *offset,
+            Self::Stream { .. } => unit.range.start,
         }
+    }
+
+    pub(crate) fn is_stream(&self) -> bool {
+        matches!(self, Self::Stream { .. })
     }
 }
 
@@ -96,9 +116,7 @@ impl Unit {
     pub(crate) fn bytes_to_write(&self) -> u64 {
         let bytes = self.pieces.iter().map(|piece| match piece {
             Piece::Zero { .. } => 0,
-            Piece::Plain { bytes } | Piece::Compressed { bytes, .. } | Piece::Copied { bytes, .. } => {
-                bytes.len() as u64
-            }
+            Piece::Plain { bytes } | Piece::Stored { bytes, .. } | Piece::Stream { bytes, .. } => bytes.len() as u64,
         });
         bytes.sum()
     }
@@ -118,9 +136,20 @@ impl Unit {
         }
     }
 
+    /// Adds a compressed cluster, the next `len` bytes of [`packed`](Self::packed).
     pub(crate) fn add_compressed(&mut self, guest: GuestCluster, len: usize) {
         let bytes = self.packed_len..self.packed_len + len;
         self.packed_len = bytes.end;
-        self.pieces.push(Piece::Compressed { guest, bytes });
+        self.pieces.push(Piece::Stream { guest, bytes, origin: None });
+    }
+
+    /// Adds a cluster, a part of [`plain`](Self::plain), as it is. Each by itself, so that it does not matter to the
+    /// target's layout which of them share a unit.
+    pub(crate) fn add_stored(&mut self, plain: Range<usize>) {
+        let bytes = self.packed_len..self.packed_len + plain.len();
+        let offset = self.offset(plain.start);
+        self.packed[bytes.clone()].copy_from_slice(&self.plain[plain]);
+        self.packed_len = bytes.end;
+        self.pieces.push(Piece::Stored { offset, bytes });
     }
 }

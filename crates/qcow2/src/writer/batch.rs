@@ -12,7 +12,8 @@ pub(super) struct Batch {
 
 impl Batch {
     const LIMIT: usize = 2 << 20;
-    const DIRECT: usize = 1 << 20;
+    /// So much goes out without being copied first.
+    const DIRECT: usize = 64 << 10;
     /// Gaps as long as this are worth a write of their own, which keeps them holes.
     const GAP: usize = 4 << 10;
 

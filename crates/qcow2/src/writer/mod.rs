@@ -40,6 +40,20 @@ pub struct ImageWriter {
     tally: Tally,
 }
 
+/// A compressed cluster on its way into an [`ImageWriter`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PackedCluster {
+    /// Which cluster of the guest's disk it is.
+    pub guest: GuestCluster,
+    /// Where its stream lies in the bytes that come with it.
+    pub bytes: Range<usize>,
+    /// How many of the stream's first bytes are the last ones of the stream stored before it.
+    ///
+    /// Entries say where a stream ends only to the sector, so bytes copied from another image reach into the next stream.
+    /// Stored twice, they would add up each time that an image is copied.
+    pub shared: u64,
+}
+
 impl ImageWriter {
     /// Begins an image in `storage`, which must be empty; errors call it `name`.
     pub fn new(storage: Arc<dyn HostStorage>, name: &str, options: CreateOptions) -> Result<Self, Error> {
@@ -163,23 +177,48 @@ impl ImageWriter {
 
     /// Stores one compressed cluster. `bytes` is its stream, shorter than a cluster; bytes that follow the stream do no harm.
     pub fn compressed(&mut self, guest: GuestCluster, bytes: &[u8]) -> Result<(), Error> {
-        self.compressed_sharing(guest, bytes, 0)
+        self.compressed_run(bytes, [PackedCluster { guest, bytes: 0..bytes.len(), shared: 0 }])
     }
 
-    /// Stores one compressed cluster whose first `shared` bytes are the last ones of the stream stored before it.
-    ///
-    /// Entries say where a stream ends only to the sector, so bytes copied from another image reach into the next stream.
-    /// Stored twice, they would add up each time that an image is copied.
-    pub fn compressed_sharing(&mut self, guest: GuestCluster, bytes: &[u8], shared: u64) -> Result<(), Error> {
-        self.advance_over(guest)?;
-        self.pack(guest, bytes, shared)?;
-        Ok(())
+    /// Stores compressed clusters, in ascending order, whose streams are parts of `bytes`. Those that lie together there and
+    /// come to lie together in the file are written at once.
+    pub fn compressed_run(
+        &mut self,
+        bytes: &[u8],
+        clusters: impl IntoIterator<Item = PackedCluster>,
+    ) -> Result<(), Error> {
+        let mut ready = (HostOffset(0), 0..0);
+        for PackedCluster { guest, bytes: stream, shared } in clusters {
+            if stream.end > bytes.len() {
+                return Err(self.mapper.invalid("end of a stream", stream.end as u64, 0..=bytes.len() as u64));
+            }
+            self.advance_over(guest)?;
+            let (host, shared) = self.place_stream(guest, stream.len() as u64, shared)?;
+            let (host, own) = (host.plus(shared), stream.start + in_memory(shared)..stream.end);
+            if ready.1.end != own.start || ready.0.plus(ready.1.len() as u64) != host {
+                self.put_part(bytes, ready)?;
+                ready = (host, own.start..own.start);
+            }
+            ready.1.end = own.end;
+        }
+        self.put_part(bytes, ready)
+    }
+
+    fn put_part(&mut self, bytes: &[u8], (host, part): (HostOffset, Range<usize>)) -> Result<(), Error> {
+        if part.is_empty() { Ok(()) } else { self.mapper.image.put(host, &bytes[part]) }
     }
 
     /// Stores a stream for a cluster, which comes next, and returns where it lies.
-    fn pack(&mut self, guest: GuestCluster, bytes: &[u8], shared: u64) -> Result<HostOffset, Error> {
+    fn pack(&mut self, guest: GuestCluster, bytes: &[u8]) -> Result<HostOffset, Error> {
+        let (host, _) = self.place_stream(guest, bytes.len() as u64, 0)?;
+        self.mapper.image.put(host, bytes)?;
+        Ok(host)
+    }
+
+    /// Maps a cluster to a stream of `len` bytes, and returns where that lies and how many bytes it shares with the last one.
+    fn place_stream(&mut self, guest: GuestCluster, len: u64, shared: u64) -> Result<(HostOffset, u64), Error> {
         let size = self.mapper.options.cluster_bits.size();
-        let (len, largest) = (bytes.len() as u64, (bytes.len() as u64).min(self.packed.end - self.packed.start));
+        let largest = len.min(self.packed.end - self.packed.start);
         if shared > largest {
             return Err(self.mapper.invalid("number of shared bytes", shared, 0..=largest));
         }
@@ -188,8 +227,7 @@ impl ImageWriter {
         }
         let (host, shared) = self.mapper.pack(guest, len, shared)?;
         self.packed = host.0..host.0 + len;
-        self.mapper.image.put(host.plus(shared), &bytes[in_memory(shared)..])?;
-        Ok(host)
+        Ok((host, shared))
     }
 
     /// Ends the file with a whole sector, as QEMU does whenever it was to compress.

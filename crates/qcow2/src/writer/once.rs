@@ -182,7 +182,7 @@ impl ImageWriter {
             }
             Stored::Compressed { .. } => {
                 self.tally.repeated += 1;
-                let host = self.pack(GuestCluster(guest), &bytes, 0)?;
+                let host = self.pack(GuestCluster(guest), &bytes)?;
                 Stored::Compressed { host, len }
             }
         };
