@@ -27,6 +27,8 @@ pub struct FlattenOptions {
     pub cluster_size: Option<u64>,
     /// Whether to compress clusters again that could be copied as they are.
     pub recompress: bool,
+    /// Store clusters that are alike once; see [`ConvertOptions::dedup`].
+    pub dedup: bool,
     /// What nobody needs of the disk, such as the free blocks of a file system: byte ranges in order that do not overlap. What
     /// the chain stores there is not read, and zero in the new image.
     pub unused: Vec<Range<u64>>,
@@ -44,6 +46,7 @@ impl Default for FlattenOptions {
             level: None,
             cluster_size: None,
             recompress: false,
+            dedup: false,
             unused: Vec::new(),
             threads: None,
             durability: Durability::default(),
@@ -89,6 +92,9 @@ fn check_options(output: &Path, options: &FlattenOptions) -> Result<ClusterBits,
         let check = Compressor::new(kind, options.level);
         check.map_err(|source| Error::Codec { path: output.to_owned(), source })?;
     }
+    if options.dedup && options.format == Format::Raw {
+        return invalid("raw images cannot share clusters; use qcow2");
+    }
     match (options.format, options.cluster_size) {
         (Format::Raw, Some(_)) => invalid("raw images have no clusters"),
         (Format::Raw, None) if options.compression.is_some() => invalid("raw images cannot be compressed; use qcow2"),
@@ -120,6 +126,7 @@ fn prepare(
         detection: Detection::every(hole),
         beneath: None,
         unit: UNIT,
+        contents: None,
     };
     match options.format {
         Format::Raw => {
@@ -131,7 +138,9 @@ fn prepare(
             let create = CreateOptions { size, cluster_bits, compression, ..CreateOptions::default() };
             let writer = ImageWriter::new(storage, &output.to_string_lossy(), create)?;
             let grain = cluster_bits.size();
-            Ok((Sink::qcow2(output, writer, true), shape(Grain::Whole(grain), grain)))
+            let contents = options.dedup.then(|| writer.contents());
+            let shape = Shape { contents, ..shape(Grain::Whole(grain), grain) };
+            Ok((Sink::qcow2(output, writer, true), shape))
         }
     }
 }

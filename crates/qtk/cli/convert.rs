@@ -1,3 +1,4 @@
+use std::io::{self, Write};
 use std::num::{NonZeroU64, NonZeroUsize};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -72,6 +73,11 @@ pub(crate) struct Convert {
     #[arg(long)]
     recompress: bool,
 
+    /// Store clusters that are alike once, for images that are only read: bases and golden images. Cloud Hypervisor
+    /// overwrites a shared cluster in its place, which changes all that share it; QEMU and qtk do not
+    #[arg(long, conflicts_with = "into")]
+    dedup: bool,
+
     /// Leave out zeroes from this length on; with 0 everything is stored
     #[arg(short = 'S', long, value_name = "SIZE", value_parser = size::parse, default_value = "4K")]
     sparse_size: u64,
@@ -111,6 +117,8 @@ impl Convert {
         };
         if self.json {
             text::print_json(&to_json(path, &report))?;
+        } else if self.dedup {
+            print_saving(&report)?;
         }
         Ok(ExitCode::SUCCESS)
     }
@@ -137,6 +145,7 @@ impl Convert {
             compress: self.codec.is_some(),
             level: self.level,
             recompress: self.recompress,
+            dedup: self.dedup,
             unused: Vec::new(),
             sparse_size: self.sparse_size,
             salvage: self.salvage,
@@ -164,5 +173,12 @@ pub(crate) fn to_json(path: &Path, report: &ConvertReport) -> Value {
         "compressed-clusters": report.compressed,
         "copied-clusters": report.copied,
         "plain-bytes": report.plain_bytes,
+        "shared-clusters": report.shared,
+        "saved-bytes": report.saved,
     })
+}
+
+/// Says what it saved to store equal clusters once.
+pub(crate) fn print_saving(report: &ConvertReport) -> anyhow::Result<()> {
+    Ok(writeln!(io::stdout(), "shared {} clusters: {} saved", report.shared, size::human(report.saved))?)
 }

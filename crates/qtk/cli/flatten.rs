@@ -8,7 +8,7 @@ use qtk_image::{FlattenOptions, flatten};
 use qtk_qcow2::CompressionType;
 
 use super::arguments::{FormatName, ImageArguments};
-use super::convert::to_json;
+use super::convert::{print_saving, to_json};
 use super::new_image::{Codec, DurabilityArguments};
 use super::{guest, size, text};
 use crate::progress::Bar;
@@ -43,6 +43,11 @@ pub(crate) struct Flatten {
     #[arg(long)]
     recompress: bool,
 
+    /// Store clusters that are alike once, for images that are only read: bases and golden images. Cloud Hypervisor
+    /// overwrites a shared cluster in its place, which changes all that share it; QEMU and qtk do not
+    #[arg(long)]
+    dedup: bool,
+
     /// Threads that read and compress; one per processor where not given. The result is the same on any number
     #[arg(long, value_name = "N")]
     threads: Option<NonZeroUsize>,
@@ -64,6 +69,7 @@ impl Flatten {
             level: self.level,
             cluster_size: self.cluster_size,
             recompress: self.recompress,
+            dedup: self.dedup,
             unused: Vec::new(),
             threads: self.threads.map(NonZeroUsize::get),
             durability: self.durability.into(),
@@ -73,6 +79,8 @@ impl Flatten {
         drop(bar);
         if self.json {
             text::print_json(&to_json(&self.output, &report))?;
+        } else if self.dedup {
+            print_saving(&report)?;
         }
         Ok(ExitCode::SUCCESS)
     }

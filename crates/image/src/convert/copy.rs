@@ -1,8 +1,9 @@
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::available_parallelism;
 
 use qtk_block::BlockRead;
+use qtk_qcow2::Contents;
 
 use crate::layer::SECTOR;
 use crate::pipeline::{Next, ordered};
@@ -28,6 +29,8 @@ pub(crate) struct Shape {
     /// What it lies on.
     pub(crate) beneath: Option<Chain>,
     pub(crate) unit: u64,
+    /// What the target holds, where clusters that are alike are to be stored once.
+    pub(crate) contents: Option<Arc<Contents>>,
 }
 
 impl Shape {

@@ -13,6 +13,7 @@ use crate::layer::SECTOR;
 use super::ConvertWarning;
 use super::copy::Shape;
 use super::disk::{Class, Disk, Stretch};
+use super::once::digest;
 use super::pack::Packer;
 use super::plan::{Chunk, Job, Zeroes};
 use super::unit::{Origin, Piece, Unit};
@@ -222,6 +223,9 @@ impl Filler<'_> {
                     Content::Backing => self.read_beneath(unit, bytes)?,
                     _ => unit.plain[bytes].fill(0),
                 }
+            }
+            if self.shape.contents.is_some() {
+                unit.digests.push(digest(&unit.plain[bytes.clone()]));
             }
             unit.add_plain(bytes, begins_request);
         }

@@ -4,6 +4,7 @@ mod bitmaps;
 mod copy;
 mod disk;
 mod fill;
+mod once;
 mod pack;
 mod plan;
 mod sink;
@@ -42,6 +43,10 @@ pub struct ConvertOptions {
     pub level: Option<i32>,
     /// Whether to compress clusters again that could be copied as they are.
     pub recompress: bool,
+    /// Store clusters that are alike once, and let them share it; only in new qcow2 images, whose clusters then are for reading:
+    /// Cloud Hypervisor writes to a shared cluster in its place, and so to all that share it. Needs about 100 bytes of memory for
+    /// each different cluster.
+    pub dedup: bool,
     /// Zeroes that are stored in the source are left out where so many bytes of them follow each other. With 0 the target
     /// stores all bytes of the disk, whatever they are and whether or not the source does.
     pub sparse_size: u64,
@@ -66,6 +71,7 @@ impl Default for ConvertOptions {
             compress: false,
             level: None,
             recompress: false,
+            dedup: false,
             sparse_size: 4096,
             unused: Vec::new(),
             salvage: false,
@@ -164,6 +170,10 @@ pub struct ConvertReport {
     pub copied: u64,
     /// Bytes stored plain.
     pub plain_bytes: u64,
+    /// Clusters that share what is stored for another one that is alike.
+    pub shared: u64,
+    /// Bytes that they would have taken.
+    pub saved: u64,
     /// Bytes of data that were taken for zeroes because nobody needs them.
     pub left_out: u64,
 }

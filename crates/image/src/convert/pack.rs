@@ -2,7 +2,7 @@ use std::ops::Range;
 
 use qtk_block::{BlockRead, is_zero};
 use qtk_qcow2::codec::{self, CodecError, Compressor};
-use qtk_qcow2::{GuestCluster, HostOffset};
+use qtk_qcow2::{Digest, GuestCluster, HostOffset};
 
 use crate::Error;
 use crate::chain::in_memory;
@@ -10,6 +10,7 @@ use crate::layer::SECTOR;
 
 use super::disk::{Class, Stretch};
 use super::fill::{Content, Filler, Packing, Part, read_error, take_until};
+use super::once::digest;
 use super::plan::Zeroes;
 use super::unit::{Origin, Piece, Unit};
 
@@ -30,6 +31,7 @@ struct Copied {
     guest: GuestCluster,
     stretch: Stretch,
     origin: Origin,
+    digest: Option<Digest>,
 }
 
 impl Packer {
@@ -61,10 +63,12 @@ impl Filler<'_> {
             return Ok(None);
         }
         // So little may stand for nothing but zeroes, which are left out.
-        if self.shape.zeroes != Zeroes::Data && len <= cluster / 512 + 2 * SECTOR {
+        let maybe_zero = self.shape.zeroes != Zeroes::Data && len <= cluster / 512 + 2 * SECTOR;
+        if maybe_zero || self.shape.contents.is_some() {
             let bytes = unit.positions(&stretch.range);
-            self.disk.read_stretch(&mut unit.plain[bytes.clone()], stretch)?;
-            if is_zero(&unit.plain[bytes]) {
+            let read = self.disk.read_stretch(&mut unit.plain[bytes.clone()], stretch);
+            // What cannot be read is read again, which says so.
+            if read.is_err() || maybe_zero && is_zero(&unit.plain[bytes]) {
                 return Ok(None);
             }
         }
@@ -83,7 +87,9 @@ impl Filler<'_> {
                     if packer.run.last().is_some_and(|last| !self.goes_on(&last.origin, origin)) {
                         self.copy_run(unit, packer, None)?;
                     }
-                    packer.run.push(Copied { guest, stretch: stretch.clone(), origin: origin.clone() });
+                    let (stretch, origin) = (stretch.clone(), origin.clone());
+                    let digest = self.shape.contents.as_ref().map(|_| digest(&unit.plain[bytes]));
+                    packer.run.push(Copied { guest, stretch, origin, digest });
                 }
                 parts if parts.iter().all(|part| self.is_left_out(&part.content)) => {}
                 parts => {
@@ -121,12 +127,18 @@ impl Filler<'_> {
             }
             return Ok(());
         }
+        let guest = GuestCluster(unit.offset(bytes.start) >> packer.packing.cluster_bits.bits());
+        if let Some(contents) = &self.shape.contents {
+            let digest = digest(cluster);
+            unit.digests.push(digest);
+            if contents.hold(&digest) {
+                unit.pieces.push(Piece::Repeat { guest });
+                return Ok(());
+            }
+        }
         let packed = packer.compressor.compress(cluster, &mut unit.packed[unit.packed_len..]);
         match packed.map_err(|source| Error::Codec { path: self.output.to_owned(), source })? {
-            Some(len) => {
-                let guest = unit.offset(bytes.start) >> packer.packing.cluster_bits.bits();
-                unit.add_compressed(GuestCluster(guest), len);
-            }
+            Some(len) => unit.add_compressed(guest, len),
             None => unit.add_stored(bytes),
         }
         Ok(())
@@ -153,18 +165,21 @@ impl Filler<'_> {
         read.map_err(|source| Error::Read { path: layer.path().to_owned(), offset, source })?;
         let ends_with_it = !next.is_some_and(|next| self.goes_on(&last.origin, &next));
         let last = if ends_with_it { packer.run.pop() } else { None };
-        for Copied { guest, origin, .. } in packer.run.drain(..) {
+        for Copied { guest, origin, digest, .. } in packer.run.drain(..) {
+            unit.digests.extend(digest);
             let bytes = position(origin.range.start)..position(origin.range.end);
             unit.packed_len = bytes.end;
             unit.pieces.push(Piece::Stream { guest, bytes, origin: Some(origin) });
         }
-        let Some(Copied { guest, stretch, origin }) = last else { return Ok(()) };
+        let Some(Copied { guest, stretch, origin, digest }) = last else { return Ok(()) };
         let bytes = position(origin.range.start)..position(origin.range.end);
         let Packing { compression, cluster_bits, .. } = packer.packing;
         if let Ok(len) = codec::stream_len(compression, &unit.packed[bytes.clone()], cluster_bits.buffer_len()) {
             let range = origin.range.start..origin.range.start + len as u64;
             let bytes = bytes.start..bytes.start + len;
-            unit.packed_len = bytes.end;
+            // The stream before may reach further.
+            unit.packed_len = unit.packed_len.max(bytes.end);
+            unit.digests.extend(digest);
             unit.pieces.push(Piece::Stream { guest, bytes, origin: Some(Origin { range, ..origin }) });
             return Ok(());
         }

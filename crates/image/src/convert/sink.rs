@@ -3,13 +3,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use qtk_block::{BlockRead, BlockWrite, HostStorage};
-use qtk_qcow2::{GuestOffset, ImageWriter, PackedCluster};
+use qtk_qcow2::{GuestOffset, ImageWriter, PackedCluster, Tally};
 
-use crate::chain::in_memory;
 use crate::{Error, Transaction};
 
 use super::ConvertReport;
 use super::bitmaps::CopiedBitmaps;
+use super::once;
 use super::unit::{Origin, Piece, Unit};
 
 /// Where the units go.
@@ -50,9 +50,27 @@ impl Sink {
     }
 
     pub(crate) fn put(&mut self, unit: &Unit) -> Result<(), Error> {
+        if !unit.digests.is_empty() {
+            return self.put_once(unit);
+        }
         for pieces in unit.pieces.chunk_by(|one, next| one.is_stream() && next.is_stream()) {
             let start = pieces[0].start(unit);
             self.put_pieces(pieces, unit, start).map_err(|source| self.write_error(start, source))?;
+        }
+        Ok(())
+    }
+
+    /// Puts a unit whose clusters are to be stored once.
+    fn put_once(&mut self, unit: &Unit) -> Result<(), Error> {
+        let mut digests = unit.digests.iter();
+        for piece in &unit.pieces {
+            let result = match &mut self.output {
+                Output::Qcow2 { writer, last } => {
+                    once::Target { writer, last, report: &mut self.report }.put(piece, unit, &mut digests)
+                }
+                Output::Raw(_) | Output::Existing(_) => Err(io::ErrorKind::Unsupported.into()),
+            };
+            result.map_err(|source| self.write_error(piece.start(unit), source))?;
         }
         Ok(())
     }
@@ -73,8 +91,7 @@ impl Sink {
     }
 
     fn put_plain(&mut self, unit: &Unit, bytes: &[u8], start: u64) -> io::Result<()> {
-        // The disk may end within the last cluster.
-        let bytes = &bytes[..bytes.len().min(in_memory(unit.range.end - start))];
+        let bytes = unit.on_disk(bytes, start);
         self.report.plain_bytes += bytes.len() as u64;
         match &mut self.output {
             Output::Raw(file) => file.write_at(bytes, start),
@@ -125,14 +142,21 @@ impl Sink {
 
     /// Completes the target and returns what was done.
     pub(crate) fn finish(self) -> Result<ConvertReport, Error> {
-        let file_size = match self.output {
+        let mut report = self.report;
+        report.file_size = match self.output {
             Output::Raw(file) => file.size(),
-            Output::Qcow2 { writer, .. } => writer.finish()?,
+            Output::Qcow2 { writer, .. } => {
+                let Tally { shared, saved, plain, repeated } = writer.tally();
+                (report.shared, report.saved) = (shared, saved);
+                report.plain_bytes += plain;
+                report.copied += repeated;
+                writer.finish()?
+            }
             Output::Existing(transaction) => {
                 transaction.commit_settled()?;
                 0
             }
         };
-        Ok(ConvertReport { file_size, ..self.report })
+        Ok(report)
     }
 }

@@ -10,6 +10,7 @@ use crate::{ChainLayer, Error, Format, Image, NewImage};
 
 use super::bitmaps::CopiedBitmaps;
 use super::copy::{LARGE_UNIT, UNIT};
+use super::once;
 use super::{
     ConvertOptions, ConvertReport, ConvertWarning, Copy, Detection, Disk, Grain, Packing, Shape, Sink, Zeroes,
 };
@@ -124,6 +125,9 @@ impl NewTarget<'_> {
         if self.options.compress {
             return self.invalid("raw images cannot be compressed; use qcow2");
         }
+        if self.options.dedup {
+            return self.invalid("raw images cannot share clusters; use qcow2");
+        }
         let storage = self.file.storage();
         match self.file {
             NewFile::File(..) => {
@@ -142,11 +146,15 @@ impl NewTarget<'_> {
             detection: Detection::sparse(self.options.sparse_size),
             beneath: None,
             unit: UNIT,
+            contents: None,
         };
         Ok((Sink::raw(self.path, storage), shape))
     }
 
     fn qcow2(&self, create: CreateOptions) -> Result<(Sink, Shape), Error> {
+        if let Some(problem) = once::obstacle(&create).filter(|_| self.options.dedup) {
+            return self.invalid(problem);
+        }
         let storage = self.file.storage();
         if let NewFile::Device(device, _) = self.file {
             // An image half made is none.
@@ -164,7 +172,7 @@ impl NewTarget<'_> {
         let places_all = create.data_file.is_some() || create.preallocation != Preallocation::Off;
         let shape = Shape {
             grain: match () {
-                () if self.base.is_some() || in_place => Grain::Whole(grain),
+                () if self.base.is_some() || in_place || self.options.dedup => Grain::Whole(grain),
                 // What a piece leaves out of a cluster of a new file is zero anyway.
                 () if places_all || create.extended_l2 => Grain::Sectors,
                 () => Grain::Padded(grain),
@@ -174,6 +182,7 @@ impl NewTarget<'_> {
             detection: Detection::sparse(self.options.sparse_size),
             beneath: self.base.map(|base| base.chain().clone()),
             unit: if packing.is_some() { UNIT } else { LARGE_UNIT },
+            contents: None,
         };
         let data = data.map(|data| data as Arc<dyn HostStorage>);
         let compressible = data.is_none();
@@ -181,6 +190,7 @@ impl NewTarget<'_> {
         if packing.is_some() {
             writer.end_with_a_sector();
         }
+        let shape = Shape { contents: self.options.dedup.then(|| writer.contents()), ..shape };
         Ok((Sink::qcow2(self.path, writer, compressible || packing.is_none()), shape))
     }
 }
@@ -196,6 +206,9 @@ pub(crate) fn into_existing(
     let invalid = |problem: &str| Err(Error::Invalid { path: path.clone(), problem: problem.to_owned() });
     if image.size() < disk.size() {
         return invalid("it is smaller than what is to be copied into it");
+    }
+    if options.dedup {
+        return invalid("clusters can be shared in new images only; write a new one");
     }
     disk.lies_on(image.chain().beneath().filter(|_| overlay).map(|beneath| beneath.size()));
     let layer = image.layers().first().and_then(ChainLayer::qcow2);
@@ -215,7 +228,7 @@ pub(crate) fn into_existing(
         _ => Zeroes::Zero,
     };
     let detection = Detection::sparse(options.sparse_size);
-    let shape = Shape { grain: Grain::Sectors, packing, zeroes, detection, beneath: None, unit: UNIT };
+    let shape = Shape { grain: Grain::Sectors, packing, zeroes, detection, beneath: None, unit: UNIT, contents: None };
     let compressible = layer.is_none_or(|layer| !layer.header().has_data_file());
     let able = compressible || packing.is_none();
     let device = image.in_place()?;

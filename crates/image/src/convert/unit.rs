@@ -1,6 +1,6 @@
 use std::ops::Range;
 
-use qtk_qcow2::GuestCluster;
+use qtk_qcow2::{Digest, GuestCluster};
 
 use crate::ConvertWarning;
 use crate::chain::in_memory;
@@ -19,6 +19,8 @@ pub(crate) struct Unit {
     /// The clusters of a packed target, one behind the other.
     pub(crate) packed: Vec<u8>,
     pub(crate) packed_len: usize,
+    /// The digests of the clusters to be written, in order, where equal ones are to be stored once.
+    pub(crate) digests: Vec<Digest>,
 }
 
 /// A part of a unit.
@@ -42,6 +44,10 @@ pub(crate) enum Piece {
         bytes: Range<usize>,
         origin: Option<Origin>,
     },
+    /// A cluster like one that the target holds.
+    Repeat {
+        guest: GuestCluster,
+    },
 }
 
 impl Piece {
@@ -51,7 +57,7 @@ impl Piece {
             Self::Zero { range } => range.start,
             Self::Plain { bytes } => unit.offset(bytes.start),
             Self::Stored { offset, .. } => *offset,
-            Self::Stream { .. } => unit.range.start,
+            Self::Stream { .. } | Self::Repeat { .. } => unit.range.start,
         }
     }
 
@@ -85,6 +91,7 @@ impl Unit {
         self.packed.resize(if packs { len } else { 0 }, 0);
         self.packed_len = 0;
         self.pieces.clear();
+        self.digests.clear();
         self.warnings.clear();
         self.plain[in_memory(range.end - range.start)..].fill(0);
         self.range = range;
@@ -112,10 +119,15 @@ impl Unit {
         self.range.start + position as u64
     }
 
+    /// What of `bytes`, which begin at `start`, lies on the disk, which may end within the last cluster.
+    pub(crate) fn on_disk<'a>(&self, bytes: &'a [u8], start: u64) -> &'a [u8] {
+        &bytes[..bytes.len().min(in_memory(self.range.end - start))]
+    }
+
     /// Bytes that will go out, not counting zeroes.
     pub(crate) fn bytes_to_write(&self) -> u64 {
         let bytes = self.pieces.iter().map(|piece| match piece {
-            Piece::Zero { .. } => 0,
+            Piece::Zero { .. } | Piece::Repeat { .. } => 0,
             Piece::Plain { bytes } | Piece::Stored { bytes, .. } | Piece::Stream { bytes, .. } => bytes.len() as u64,
         });
         bytes.sum()

@@ -12,6 +12,7 @@ mod full_disk;
 mod locks;
 mod measure;
 mod names;
+mod once;
 mod open;
 mod random_chains;
 mod salvage;

@@ -4,7 +4,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use qtk_block::Preallocation;
 
-use super::ImageWriter;
+use super::{ImageWriter, PackedCluster};
 use crate::error::Error;
 use crate::types::{GuestCluster, GuestOffset, HostOffset, in_memory};
 
@@ -80,22 +80,31 @@ impl ImageWriter {
         self.tally
     }
 
-    /// Stores whole clusters, each with its digest: that of the cluster filled up with zeroes if the disk ends within it.
-    pub fn write_once(&mut self, offset: GuestOffset, bytes: &[u8], digests: &[Digest]) -> Result<(), Error> {
+    /// Stores whole clusters, and takes the digest of each: that of the cluster filled up with zeroes if the disk ends within it.
+    pub fn write_once<'a>(
+        &mut self,
+        offset: GuestOffset,
+        bytes: &[u8],
+        digests: impl IntoIterator<Item = &'a Digest>,
+    ) -> Result<(), Error> {
         let bits = self.mapper.options.cluster_bits;
         self.can_share()?;
-        let clusters = bits.clusters_for(bytes.len() as u64);
-        if digests.len() as u64 != clusters {
-            return Err(self.mapper.invalid("number of digests", digests.len() as u64, clusters..=clusters));
-        }
         let end = self.advance(offset.0, bytes.len() as u64)?;
         if bits.offset_within(offset.0) != 0 || bits.offset_within(end) != 0 && end != self.mapper.options.size {
             return Err(self.mapper.invalid("length of whole clusters", bytes.len() as u64, 0..=0));
         }
         // What is to be written in one piece: where to, and which of the bytes.
         let mut run = (HostOffset(0), 0..0);
-        let first = bits.guest_cluster(offset).0;
-        for ((guest, digest), part) in (first..).zip(digests).zip(parts(bytes.len(), bits.buffer_len())) {
+        let mut digests = digests.into_iter();
+        for (guest, part) in (bits.guest_cluster(offset).0..).zip(parts(bytes.len(), bits.buffer_len())) {
+            let Some(digest) = digests.next() else {
+                let needed = bits.clusters_for(bytes.len() as u64);
+                return Err(self.mapper.invalid(
+                    "number of digests",
+                    guest - bits.guest_cluster(offset).0,
+                    needed..=needed,
+                ));
+            };
             if let Some(stored) = self.contents.get(digest) {
                 self.put_run(&mut run, bytes)?;
                 self.share(guest, digest, stored)?;
@@ -124,16 +133,16 @@ impl ImageWriter {
         Ok(())
     }
 
-    /// Stores a compressed cluster, whose stream is exactly `bytes`, and returns whether its content was new.
-    pub fn compressed_once(&mut self, guest: GuestCluster, bytes: &[u8], digest: &Digest) -> Result<bool, Error> {
+    /// Stores a compressed cluster, whose stream is a part of `bytes`, and returns whether its content was new.
+    pub fn compressed_once(&mut self, bytes: &[u8], cluster: PackedCluster, digest: &Digest) -> Result<bool, Error> {
         self.can_share()?;
         if let Some(stored) = self.contents.get(digest) {
-            self.advance_over(guest)?;
-            self.share(guest.0, digest, stored)?;
+            self.advance_over(cluster.guest)?;
+            self.share(cluster.guest.0, digest, stored)?;
             return Ok(false);
         }
-        self.compressed(guest, bytes)?;
-        let (host, len) = (HostOffset(self.packed.start), bytes.len() as u64);
+        self.compressed_run(bytes, [cluster])?;
+        let (host, len) = (HostOffset(self.packed.start), self.packed.end - self.packed.start);
         self.contents.set(*digest, Stored::Compressed { host, len });
         Ok(true)
     }

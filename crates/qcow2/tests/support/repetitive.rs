@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use qtk_block::HostStorage;
 use qtk_qcow2::codec::Compressor;
-use qtk_qcow2::{ClusterBits, CompressionType, CreateOptions, Digest, GuestCluster, GuestOffset, ImageWriter, Tally};
+use qtk_qcow2::{
+    ClusterBits, CompressionType, CreateOptions, Digest, GuestCluster, GuestOffset, ImageWriter, PackedCluster, Tally,
+};
 
 use super::noise;
 
@@ -101,7 +103,10 @@ impl Repetitive {
                 continue;
             }
             match compressor.compress(&whole, &mut packed).unwrap() {
-                Some(len) => drop(writer.compressed_once(guest, &packed[..len], &digest).unwrap()),
+                Some(len) => {
+                    let cluster = PackedCluster { guest, bytes: 0..len, shared: 0 };
+                    writer.compressed_once(&packed, cluster, &digest).unwrap();
+                }
                 None => writer.write_once(GuestOffset((index * len) as u64), bytes, &[digest]).unwrap(),
             }
         }
