@@ -10,6 +10,9 @@ use crate::Error;
 /// Units that may be done ahead of the one that is due, besides one in each thread's hands.
 const AHEAD: u64 = 4;
 
+/// Units besides one in each thread's hands: those done ahead, and the one that is being consumed.
+pub(crate) const BESIDES: u64 = AHEAD + 1;
+
 /// What the consumer of results wants next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Next {

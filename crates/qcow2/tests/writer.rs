@@ -12,7 +12,7 @@ use qtk_block::{BlockRead, HostStorage};
 use qtk_qcow2::codec::{Compressor, decompress};
 use qtk_qcow2::{
     Backing, ClusterBits, CompressionType, CreateOptions, GuestCluster, GuestOffset, ImageWriter, Layer, MappingKind,
-    Preallocation, Version,
+    PackedCluster, Preallocation, Version,
 };
 use support::{assert_clean, noise, open, qemu_img, qemu_read, storage, tool, used_clusters};
 
@@ -261,12 +261,51 @@ fn zeroes_hide_a_backing_file() {
 }
 
 #[test]
+fn runs_of_streams_are_stored_as_single_streams_are() {
+    let folder = tempfile::tempdir().unwrap();
+    let bits = ClusterBits::new(12).unwrap();
+    let options = CreateOptions { size: 8 << 20, cluster_bits: bits, ..CreateOptions::default() };
+    let bytes: Vec<u8> = (0..600_000_u32).map(|at| (at >> 3) as u8 ^ at as u8).collect();
+    // Streams of all lengths, with gaps between some; a plain cluster ends each run of 100.
+    let streams: Vec<_> = (0..1500_usize)
+        .map(|index| {
+            let start = index * 390 + index % 5 / 4 * 7;
+            PackedCluster {
+                guest: GuestCluster(index as u64 + index as u64 / 100),
+                bytes: start..start + 390,
+                shared: 0,
+            }
+        })
+        .collect();
+    let write = |name: &str, in_runs: bool| {
+        let path = folder.path().join(name);
+        std::fs::File::create_new(&path).unwrap();
+        let mut writer = ImageWriter::new(storage(&path), "image", options.clone()).unwrap();
+        for run in streams.chunks(100) {
+            match in_runs {
+                true => writer.compressed_run(&bytes, run.iter().cloned()).unwrap(),
+                false => {
+                    run.iter().for_each(|stream| writer.compressed(stream.guest, &bytes[stream.bytes.clone()]).unwrap())
+                }
+            }
+            let next = run.last().unwrap().guest.0 + 1;
+            writer.write(GuestOffset(next << 12), &[7; 4096]).unwrap();
+        }
+        writer.finish().unwrap();
+        std::fs::read(path).unwrap()
+    };
+    assert!(write("runs", true) == write("singles", false));
+}
+
+#[test]
 fn clusters_must_ascend_and_lie_on_the_disk() {
     let storage = Arc::new(qtk_block::MemoryDisk::new(0));
     let options = CreateOptions { size: 10 << 16, ..CreateOptions::default() };
     let mut writer = ImageWriter::new(storage, "image", options).unwrap();
     writer.write(GuestOffset(3 << 16), &[1; 1 << 16]).unwrap();
     assert!(writer.compressed(GuestCluster(3), &[1; 100]).is_err());
+    let too_long = PackedCluster { guest: GuestCluster(5), bytes: 90..110, shared: 0 };
+    assert!(writer.compressed_run(&[1; 100], [too_long]).is_err());
     assert!(writer.write(GuestOffset(10 << 16), &[1; 1 << 16]).is_err());
 }
 

@@ -5,8 +5,9 @@ use std::thread::available_parallelism;
 use qtk_block::BlockRead;
 use qtk_qcow2::Contents;
 
+use crate::chain::in_memory;
 use crate::layer::SECTOR;
-use crate::pipeline::{Next, ordered};
+use crate::pipeline::{BESIDES, Next, ordered};
 use crate::{Chain, Error, RateLimit};
 
 use super::fill::{Filler, Grain, Packing};
@@ -18,6 +19,11 @@ use super::{ConvertOptions, ConvertWarning, Detection, Disk, Sink};
 pub(crate) const UNIT: u64 = 1 << 20;
 /// The same where the target's layout depends on what is written at once: as much as `qemu-img convert` writes.
 pub(crate) const LARGE_UNIT: u64 = REQUEST;
+
+/// Bytes that the buffers of a copy take together.
+const MEMORY: u64 = 36 << 20;
+/// Smaller units than this are not worth handing to a thread.
+const SMALL_UNIT: u64 = 64 << 10;
 
 /// What the target wants.
 #[derive(Debug)]
@@ -34,7 +40,22 @@ pub(crate) struct Shape {
 }
 
 impl Shape {
-    fn rules(&self, salvage: bool) -> Rules {
+    /// On how many threads to work, and on units of how many bytes, so that the buffers stay within [`MEMORY`].
+    ///
+    /// Packed targets take each cluster by itself, so that units may be of any size. The layout of others depends on it.
+    fn lanes(&self, threads: usize) -> (usize, u64) {
+        let smallest = self.packing.map_or(self.unit, |packing| packing.cluster_bits.size().max(SMALL_UNIT));
+        let mut unit = self.unit.max(smallest);
+        // Each thread has a unit under way and, where it packs, a buffer that it reads into.
+        let per_thread = if self.packing.is_some() { 2 } else { 1 };
+        let fitting = |unit: u64| in_memory((MEMORY / unit).saturating_sub(BESIDES) / per_thread);
+        while unit > smallest && fitting(unit) < threads {
+            unit /= 2;
+        }
+        (threads.min(fitting(unit)).max(1), unit)
+    }
+
+    fn rules(&self, unit: u64, salvage: bool) -> Rules {
         let cluster = self.packing.map(|packing| packing.cluster_bits.size());
         let (grain, cuts_anywhere) = match (self.grain, cluster) {
             (_, Some(cluster)) => (cluster, false),
@@ -42,7 +63,7 @@ impl Shape {
             (Grain::Padded(cluster), None) => (cluster, true),
             (Grain::Whole(grain), None) => (grain, false),
         };
-        Rules { grain, cuts_anywhere, unit: self.unit.max(grain), zeroes: self.zeroes, salvage }
+        Rules { grain, cuts_anywhere, unit: unit.max(grain), zeroes: self.zeroes, salvage }
     }
 }
 
@@ -62,8 +83,10 @@ impl Copy<'_> {
         let Listener { warn, progress } = listener;
         let Self { disk, path, shape, options } = self;
         let threads = options.threads.unwrap_or_else(|| available_parallelism().map_or(1, usize::from));
-        let rules = shape.rules(options.salvage);
-        let filler = Filler { disk, output: path, shape: &shape, salvage: options.salvage, spare: Mutex::default() };
+        let (threads, unit) = shape.lanes(threads);
+        let rules = shape.rules(unit, options.salvage);
+        let (salvage, unused, spare) = (options.salvage, &options.unused, Mutex::default());
+        let filler = Filler { disk, output: path, shape: &shape, salvage, unused, spare };
         if options.salvage {
             warn_of_status(disk, warn);
         }
@@ -103,5 +126,37 @@ fn warn_of_status(disk: &Disk, warn: &mut dyn FnMut(ConvertWarning)) {
         {
             warn(ConvertWarning::NoStatus { offset: sector.range.start, source: error });
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use qtk_qcow2::{ClusterBits, CompressionType};
+
+    fn shape(cluster_bits: Option<u32>, unit: u64) -> Shape {
+        let packing = cluster_bits.map(|bits| Packing {
+            cluster_bits: ClusterBits::new(bits).unwrap(),
+            compression: CompressionType::Zlib,
+            level: None,
+            copies: true,
+        });
+        let detection = Detection::every(4096);
+        Shape { grain: Grain::Sectors, packing, zeroes: Zeroes::Skip, detection, beneath: None, contents: None, unit }
+    }
+
+    #[test]
+    fn buffers_stay_within_the_memory_on_any_number_of_threads() {
+        let targets = [(None, UNIT), (None, LARGE_UNIT), (Some(9), UNIT), (Some(16), UNIT), (Some(21), UNIT)];
+        for (bits, unit) in targets {
+            for wanted in [0, 1, 2, 8, 64, 1000, usize::MAX] {
+                let (threads, unit) = shape(bits, unit).lanes(wanted);
+                let buffers = threads as u64 * if bits.is_some() { 2 } else { 1 } + BESIDES;
+                assert!(buffers * unit <= MEMORY, "{bits:?}: {threads} of {wanted} threads");
+                assert!(threads >= wanted.clamp(1, 6), "{bits:?}: {threads} of {wanted} threads");
+            }
+        }
+        assert_eq!(shape(Some(16), UNIT).lanes(2), (2, UNIT));
+        assert_eq!(shape(Some(16), UNIT).lanes(64), (64, 256 << 10));
     }
 }

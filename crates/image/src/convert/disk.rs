@@ -91,6 +91,10 @@ impl Stretch {
         }
     }
 
+    pub(crate) fn len(&self) -> u64 {
+        self.range.end - self.range.start
+    }
+
     /// Where the stretch's compressed cluster lies.
     pub(crate) fn origin(&self) -> Option<Origin> {
         let run = self.run.as_ref()?;
@@ -139,15 +143,32 @@ impl Disk {
         Stretches { disk: self, part: 0, runs: None, at: 0 }
     }
 
-    /// The stretches from an offset on.
-    pub(crate) fn stretches_from(&self, offset: u64) -> Stretches<'_> {
-        let index = self.part_index(offset).unwrap_or(self.parts.len());
-        let mut stretches = Stretches { disk: self, part: index, runs: None, at: offset };
-        if let Some(part) = self.parts.get(index) {
-            let start = (part.window.start + (offset - part.start)).min(part.window.end);
-            stretches.runs = Some(Statuses::new(&part.chain, start..part.window.end));
+    /// The next data behind a compressed cluster, if the layer that holds that comes to it next as well: it is another
+    /// compressed cluster then, and what lies between them holds no data, not even data that others hide.
+    pub(crate) fn next_of_layer(&self, stretch: &Stretch) -> Option<Stretch> {
+        let run = stretch.run.as_ref()?;
+        let mut behind = self.stretches_from(stretch.range.end).map_while(Result::ok);
+        let next = behind.find(|next| next.class == Class::Data)?;
+        let origin = next.origin().filter(|origin| origin.layer == (stretch.part, run.depth))?;
+        let (layer, end) = (self.layer(origin.layer), next.run.as_ref()?.range.start);
+        let mut at = run.range.end;
+        while at < end {
+            let between = layer.mapping(at..end).ok()?;
+            if between.kind.extent_kind() == ExtentKind::Data {
+                return None;
+            }
+            at = between.range.end;
         }
-        stretches
+        Some(next)
+    }
+
+    fn stretches_from(&self, offset: u64) -> Stretches<'_> {
+        let index = self.part_index(offset).unwrap_or(self.parts.len());
+        let runs = self.parts.get(index).map(|part| {
+            let start = part.window.start + (offset - part.start);
+            Statuses::new(&part.chain, start.min(part.window.end)..part.window.end)
+        });
+        Stretches { disk: self, part: index, runs, at: offset }
     }
 
     /// Fills `buf`, which is as long, with a stretch's content.

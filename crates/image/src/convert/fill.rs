@@ -46,6 +46,8 @@ pub(crate) struct Filler<'a> {
     pub(crate) output: &'a Path,
     pub(crate) shape: &'a Shape,
     pub(crate) salvage: bool,
+    /// What nobody needs of the disk.
+    pub(crate) unused: &'a [Range<u64>],
     /// Units whose buffers can be used again.
     pub(crate) spare: Mutex<Vec<Unit>>,
 }

@@ -8,7 +8,7 @@ use crate::Error;
 use crate::chain::in_memory;
 use crate::layer::SECTOR;
 
-use super::disk::{Class, Stretch};
+use super::disk::Stretch;
 use super::fill::{Content, Filler, Packing, Part, read_error, take_until};
 use super::once::digest;
 use super::plan::Zeroes;
@@ -56,7 +56,7 @@ impl Filler<'_> {
         let same_codec = layer
             .qcow2()
             .is_some_and(|layer| layer.compression() == packing.compression && layer.cluster_size() == cluster);
-        let whole = stretch.range.end - stretch.range.start == cluster && stretch.range.start.is_multiple_of(cluster);
+        let whole = stretch.len() == cluster && stretch.range.start.is_multiple_of(cluster);
         let len = origin.range.end - origin.range.start;
         // A length may, but need not, be larger than the cluster.
         if !same_codec || !whole || len >= cluster {
@@ -84,8 +84,8 @@ impl Filler<'_> {
             let guest = GuestCluster(unit.offset(start) >> bits.bits());
             match take_until(&mut rest, bytes.end) {
                 [Part { content: Content::Copied(stretch, origin), .. }] => {
-                    if packer.run.last().is_some_and(|last| !self.goes_on(&last.origin, origin)) {
-                        self.copy_run(unit, packer, None)?;
+                    if packer.run.last().is_some_and(|last| !self.goes_on(last, stretch, origin)) {
+                        self.copy_run(unit, packer)?;
                     }
                     let (stretch, origin) = (stretch.clone(), origin.clone());
                     let digest = self.shape.contents.as_ref().map(|_| digest(&unit.plain[bytes]));
@@ -93,14 +93,13 @@ impl Filler<'_> {
                 }
                 parts if parts.iter().all(|part| self.is_left_out(&part.content)) => {}
                 parts => {
-                    self.copy_run(unit, packer, None)?;
+                    self.copy_run(unit, packer)?;
                     self.read_rest(unit, parts, &bytes)?;
                     self.pack_cluster(unit, bytes, packer)?;
                 }
             }
         }
-        let next = self.next_stream(unit.range.end);
-        self.copy_run(unit, packer, next)?;
+        self.copy_run(unit, packer)?;
         packer.lend(unit);
         Ok(())
     }
@@ -111,12 +110,6 @@ impl Filler<'_> {
             Content::Zero => self.shape.zeroes == Zeroes::Skip,
             Content::Data | Content::Copied(..) => false,
         }
-    }
-
-    /// The compressed cluster that a later unit begins with, as far as it is easily known.
-    fn next_stream(&self, offset: u64) -> Option<Origin> {
-        let mut stretches = self.disk.stretches_from(offset).take(2).map_while(Result::ok);
-        stretches.find(|stretch| stretch.class == Class::Data)?.origin()
     }
 
     fn pack_cluster(&self, unit: &mut Unit, bytes: Range<usize>, packer: &mut Packer) -> Result<(), Error> {
@@ -144,16 +137,48 @@ impl Filler<'_> {
         Ok(())
     }
 
-    /// Whether two streams can be copied in one piece. One that the end of the file may have cut off is looked at by itself.
-    fn goes_on(&self, last: &Origin, next: &Origin) -> bool {
-        next.shared(last) > 0 && last.range.end < self.disk.layer(last.layer).file().size()
+    /// Whether a cluster is copied in one piece with the last one of the run.
+    fn goes_on(&self, last: &Copied, stretch: &Stretch, origin: &Origin) -> bool {
+        let is_next = || self.next(&last.stretch, &last.origin).is_some_and(|(next, _)| next.range == stretch.range);
+        self.lie_together(&last.origin, origin) && (last.stretch.range.end == stretch.range.start || is_next())
     }
 
-    /// Copies compressed clusters that lie together; `next` is the one that will be copied behind them.
+    /// Whether a stream begins within the sector that another one ends in, and behind where that begins.
+    fn lie_together(&self, one: &Origin, next: &Origin) -> bool {
+        // A stream that the end of the file may have cut off is looked at.
+        let is_cut = one.range.end >= self.disk.layer(one.layer).file().size();
+        (1..SECTOR).contains(&next.shared(one)) && next.range.start > one.range.start && !is_cut
+    }
+
+    /// The cluster that is copied behind another, if it is the next one in the layer that holds both and begins where the
+    /// other one ends.
+    fn next(&self, stretch: &Stretch, origin: &Origin) -> Option<(Stretch, Origin)> {
+        let next = self.disk.next_of_layer(stretch)?;
+        let next_origin = next.origin()?;
+        let unused = self.unused.partition_point(|unused| unused.end <= next.range.start);
+        let is_used = self.unused.get(unused).is_none_or(|unused| unused.start >= next.range.end);
+        let is_whole = next.len() == stretch.len();
+        (is_used && is_whole && self.lie_together(origin, &next_origin)).then_some((next, next_origin))
+    }
+
+    /// The last stream of those that lie together with the last one of a run, unless they go on in another sector.
+    fn end_of_streams(&self, last: &Copied) -> Option<Origin> {
+        let (mut stretch, mut origin) = (last.stretch.clone(), last.origin.clone());
+        while let Some((next, next_origin)) = self.next(&stretch, &origin) {
+            if next_origin.range.end > origin.range.end {
+                return None;
+            }
+            (stretch, origin) = (next, next_origin);
+        }
+        Some(origin)
+    }
+
+    /// Copies compressed clusters that lie together.
     ///
     /// Entries say where a stream ends only to the sector. That does no harm where the next stream begins there; elsewhere
-    /// the last stream is cut off at its true end.
-    fn copy_run(&self, unit: &mut Unit, packer: &mut Packer, next: Option<Origin>) -> Result<(), Error> {
+    /// the streams of the last sector are cut off where the last of them truly ends. All that depends on the disk alone, not
+    /// on where units end.
+    fn copy_run(&self, unit: &mut Unit, packer: &mut Packer) -> Result<(), Error> {
         let (Some(first), Some(last)) = (packer.run.first(), packer.run.last()) else { return Ok(()) };
         let origin = Origin { layer: first.origin.layer, range: first.origin.range.start..last.origin.range.end };
         let layer = self.disk.layer(origin.layer);
@@ -163,27 +188,33 @@ impl Filler<'_> {
         let read = layer.read_host(&mut unit.packed[bytes], HostOffset(origin.range.start));
         let offset = first.stretch.range.start;
         read.map_err(|source| Error::Read { path: layer.path().to_owned(), offset, source })?;
-        let ends_with_it = !next.is_some_and(|next| self.goes_on(&last.origin, &next));
-        let last = if ends_with_it { packer.run.pop() } else { None };
-        for Copied { guest, origin, digest, .. } in packer.run.drain(..) {
-            unit.digests.extend(digest);
-            let bytes = position(origin.range.start)..position(origin.range.end);
-            unit.packed_len = bytes.end;
-            unit.pieces.push(Piece::Stream { guest, bytes, origin: Some(origin) });
-        }
-        let Some(Copied { guest, stretch, origin, digest }) = last else { return Ok(()) };
-        let bytes = position(origin.range.start)..position(origin.range.end);
+
         let Packing { compression, cluster_bits, .. } = packer.packing;
-        if let Ok(len) = codec::stream_len(compression, &unit.packed[bytes.clone()], cluster_bits.buffer_len()) {
-            let range = origin.range.start..origin.range.start + len as u64;
-            let bytes = bytes.start..bytes.start + len;
-            // The stream before may reach further.
-            unit.packed_len = unit.packed_len.max(bytes.end);
+        let true_end = |unit: &Unit, start: u64| {
+            let stored = &unit.packed[position(start)..position(origin.range.end)];
+            let len = codec::stream_len(compression, stored, cluster_bits.buffer_len()).ok()?;
+            Some(start + len as u64)
+        };
+        let end = self.end_of_streams(last).map(|last| (last.range.start, true_end(unit, last.range.start)));
+        let undecodable = match end {
+            Some((start, None)) if start == last.origin.range.start => packer.run.pop(),
+            _ => None,
+        };
+        for Copied { guest, origin: mut stream, digest, .. } in packer.run.drain(..) {
             unit.digests.extend(digest);
-            unit.pieces.push(Piece::Stream { guest, bytes, origin: Some(Origin { range, ..origin }) });
-            return Ok(());
+            if let Some((last, Some(end))) = end
+                && stream.range.end == origin.range.end
+                && (stream.range.start == last || true_end(unit, stream.range.start).is_some_and(|own| own <= end))
+            {
+                stream.range.end = end;
+            }
+            let bytes = position(stream.range.start)..position(stream.range.end);
+            // Streams that nobody wrote in order need not end in order.
+            unit.packed_len = unit.packed_len.max(bytes.end);
+            unit.pieces.push(Piece::Stream { guest, bytes, origin: Some(stream) });
         }
-        // It does not decode, and reading it says so.
+        let Some(Copied { stretch, .. }) = undecodable else { return Ok(()) };
+        // Reading it says what is wrong with it.
         let bytes = unit.positions(&stretch.range);
         self.read_data(unit, bytes.clone(), &stretch)?;
         self.pack_cluster(unit, bytes, packer)
