@@ -191,16 +191,29 @@ impl Features {
         if missing.is_empty() { Ok(()) } else { Err(Error::unsupported(describe(&missing))) }
     }
 
+    /// Refuses everything that is not understood, even what readers may pass over: it may change what is correct.
+    pub(crate) fn check_known(self) -> Result<(), Error> {
+        let missing = self.missing(Support::Read);
+        if missing.is_empty() { Ok(()) } else { Err(Error::unsupported(describe(&missing))) }
+    }
+
     /// Refuses everything that a writer does not keep up.
     pub(crate) fn check_writable(self) -> Result<(), Error> {
         self.check_readable()?;
-        let missing = [
-            below(self.compat, COMPAT, Support::Write, "compat"),
-            below(self.incompat, INCOMPAT, Support::Write, "incompat"),
-            below(self.ro_compat, RO_COMPAT, Support::Write, "ro_compat"),
-        ]
-        .concat();
+        let missing = self.missing(Support::Write);
         if missing.is_empty() { Ok(()) } else { Err(Error::unsupported_for_writing(describe(&missing))) }
+    }
+}
+
+impl Features {
+    /// The names of those that have less than the `wanted` support.
+    fn missing(self, wanted: Support) -> Vec<String> {
+        [
+            below(self.compat, COMPAT, wanted, "compat"),
+            below(self.incompat, INCOMPAT, wanted, "incompat"),
+            below(self.ro_compat, RO_COMPAT, wanted, "ro_compat"),
+        ]
+        .concat()
     }
 }
 

@@ -66,6 +66,47 @@ impl Ext4 {
 
     /// The block bitmap of a group that has none yet, by the layout.
     pub(crate) fn implied_block_bitmap(&self, group: GroupNr) -> Result<Vec<u8>> {
+        let bytes = self.fixed_block_bitmap(group)?;
+        if bitmap::count_clear(&bytes, 0..self.geometry().clusters_in(group)) != self.group(group)?.free_blocks() {
+            return Err(Error::corrupt(Place::Group(group), "its number of free blocks does not fit its layout"));
+        }
+        Ok(bytes)
+    }
+
+    /// Refuses a stored bitmap that contradicts its group's counter, or that gives away what lies at fixed places.
+    pub(crate) fn check_bitmap(
+        &self,
+        group: GroupNr,
+        descriptor: &GroupDescriptor,
+        kind: BitmapKind,
+        stored: &[u8],
+    ) -> Result<()> {
+        let geometry = self.geometry();
+        let (bits, free, fixed) = match kind {
+            BitmapKind::Blocks => {
+                (geometry.clusters_in(group), descriptor.free_blocks(), self.fixed_block_bitmap(group)?)
+            }
+            BitmapKind::Inodes => {
+                let mut reserved = vec![0; stored.len()];
+                let count = geometry.first_ino.saturating_sub(group.0.saturating_mul(geometry.inodes_per_group) + 1);
+                bitmap::fill(&mut reserved, 0..count.min(geometry.inodes_per_group), true);
+                (geometry.inodes_per_group, descriptor.free_inodes(), reserved)
+            }
+        };
+        if bitmap::count_clear(stored, 0..bits) != free {
+            return Err(Error::corrupt(Place::Group(group), "its counters do not fit its bitmaps"));
+        }
+        if fixed.iter().zip(stored).any(|(fixed, stored)| fixed & !stored != 0) {
+            return Err(Error::corrupt(
+                Place::Group(group),
+                "its bitmaps mark parts of the file system itself as free",
+            ));
+        }
+        Ok(())
+    }
+
+    /// What of a group lies at fixed places, and the padding behind its last block.
+    fn fixed_block_bitmap(&self, group: GroupNr) -> Result<Vec<u8>> {
         let geometry = self.geometry();
         let clusters = geometry.clusters_in(group);
         let mut bytes = vec![0; geometry.block_len()];
@@ -79,9 +120,6 @@ impl Ext4 {
             }
         }
         bitmap::fill(&mut bytes, clusters..geometry.block_size * 8, true);
-        if bitmap::count_clear(&bytes, 0..clusters) != self.group(group)?.free_blocks() {
-            return Err(Error::corrupt(Place::Group(group), "its number of free blocks does not fit its layout"));
-        }
         Ok(bytes)
     }
 }

@@ -8,7 +8,6 @@ use crate::bitmap;
 use crate::checksum;
 use crate::error::Result;
 use crate::group::{BLOCK_UNINIT, GroupDescriptor, INODE_UNINIT};
-use crate::metadata::FileType;
 use crate::{BlockNr, FindingKind, GroupNr, Place};
 
 /// What is free and in use.
@@ -159,8 +158,8 @@ fn inodes(
             );
         }
     }
-    let is_dir = |state: &&InodeState| state.role == Role::File(FileType::Directory);
-    let dirs = u32::try_from(states.iter().filter(is_dir).count()).unwrap_or(u32::MAX);
+    let dirs = states.iter().filter(|state| state.role.is_dir()).count();
+    let dirs = u32::try_from(dirs).unwrap_or(u32::MAX);
     counter(claims, group, "free inodes", free, descriptor.free_inodes());
     counter(claims, group, "directories", dirs, descriptor.used_dirs());
     Ok(free)

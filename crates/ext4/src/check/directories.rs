@@ -209,7 +209,7 @@ impl DirCheck<'_> {
         }
         let Some(child) = Ino::new(entry.ino) else { return };
         let state = match self.pass.states.get(entry.ino) {
-            Some(state) if !matches!(state.role, Role::Unused) => state,
+            Some(state) if !matches!(state.role, Role::Unused | Role::Orphan(_)) => state,
             _ => return bad("leads to an inode that is not in use"),
         };
         state.add_name();
@@ -238,7 +238,8 @@ impl DirCheck<'_> {
             _ if !self.pass.claims.check.has_incompat(incompat::FILETYPE) => 0,
             _ => return,
         };
-        if stored != expected {
+        // Zero says that nobody knows, which readers live with.
+        if stored != expected && stored != 0 {
             self.bad(number, format!("the entry {} has the wrong type", shown(record.entry.name)));
         }
     }

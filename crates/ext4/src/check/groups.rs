@@ -4,7 +4,7 @@ use super::{Check, Claims};
 use crate::error::Result;
 use crate::features::incompat;
 use crate::group::{BLOCK_UNINIT, GroupDescriptor, INODE_UNINIT};
-use crate::{BlockNr, FindingKind, GroupNr};
+use crate::{BlockNr, FindingKind, GroupNr, Place};
 
 /// After so many descriptors that lead nowhere, the rest is not worth reading.
 const HOPELESS: u32 = 1000;
@@ -80,7 +80,6 @@ fn counters(check: &Check<'_>, group: GroupNr, descriptor: &GroupDescriptor) {
         (descriptor.free_blocks(), clusters, "it claims more free blocks than it has"),
         (descriptor.free_inodes(), inodes, "it claims more free inodes than it has"),
         (descriptor.used_dirs(), inodes, "it claims more directories than it has inodes"),
-        (descriptor.itable_unused(), inodes, "it claims more unused inodes than it has"),
     ];
     for (count, limit, problem) in limits {
         if count > limit {
@@ -88,8 +87,12 @@ fn counters(check: &Check<'_>, group: GroupNr, descriptor: &GroupDescriptor) {
         }
     }
     let flagged = descriptor.has(INODE_UNINIT) || descriptor.has(BLOCK_UNINIT);
-    if !check.has_group_flags() && (flagged || descriptor.itable_unused() != 0) {
+    let note = |text: &'static str| check.findings.note(FindingKind::Group, Place::Group(group), text);
+    if !check.has_group_flags() && flagged {
         check.findings.group(group, "it is marked as never written, but the file system keeps no such marks");
+    }
+    if descriptor.itable_unused() > inodes {
+        note("it claims more unused inodes than it has");
     }
     if check.has_group_flags() && descriptor.has(BLOCK_UNINIT) && group.0 + 1 == geometry.groups {
         check.findings.group(group, "its block bitmap was never written, though it is the last group");

@@ -125,12 +125,12 @@ impl Scan<'_, '_> {
         };
         let is_reserved = number < self.check().fs.geometry().first_ino && number != ROOT;
         if inode.links() == 0 && !is_reserved {
-            return Ok(self.unused(&inode));
+            return self.unused(&inode);
         }
+        self.checksum(&inode, bytes);
         if inode.links() == 0 && inode.mode() == 0 && number != BAD_BLOCKS {
             return Ok(InodeState::default());
         }
-        self.checksum(&inode, bytes);
         if is_reserved { self.reserved(&inode) } else { self.in_use(&inode) }
     }
 
@@ -144,10 +144,13 @@ impl Scan<'_, '_> {
         }
     }
 
-    fn unused(&self, inode: &Inode) -> InodeState {
-        if self.claims.orphans.contains(&self.ino) && inode.mode() != 0 {
-            // Its blocks are its own until the next mount frees them.
-            return InodeState::new(Role::Orphan);
+    fn unused(&mut self, inode: &Inode) -> Result<InodeState> {
+        if let (true, Ok(file_type)) = (self.claims.orphans.contains(&self.ino), inode.file_type()) {
+            // Its blocks are its own until the next mount frees them, but nothing leads to it.
+            let dirs = self.dirs.len();
+            self.blocks(inode, Some(file_type))?;
+            self.dirs.truncate(dirs);
+            return Ok(InodeState::new(Role::Orphan(file_type)));
         }
         if inode.dtime() == 0 && inode.mode() != 0 {
             self.bad("it has no links, but was never deleted");
@@ -155,7 +158,7 @@ impl Scan<'_, '_> {
         {
             self.bad("it is part of a damaged list of orphans");
         }
-        InodeState::default()
+        Ok(InodeState::default())
     }
 
     /// An inode with a purpose of its own, or none.
@@ -317,7 +320,8 @@ impl Scan<'_, '_> {
         }
         let block_size = u64::from(geometry.block_size);
         let past_end = facts.last_written.is_some_and(|last| size < last * block_size);
-        if past_end && !inode.has(FLAG_VERITY) && !facts.damaged {
+        let is_cut_short = self.claims.orphans.contains(&self.ino);
+        if past_end && !inode.has(FLAG_VERITY) && !facts.damaged && !is_cut_short {
             self.bad("it has blocks past its size");
         }
         let limit = if inode.has(FLAG_EXTENTS) {

@@ -2,7 +2,7 @@
 
 use super::Claims;
 use crate::checksum;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::extent::{self, Entries, Node, RawExtent, RawIndex};
 use crate::inode::{FLAG_EXTENTS, Inode};
 use crate::map::Run;
@@ -30,6 +30,8 @@ pub(super) struct MapWalk<'a, 'b> {
     claims: &'a Claims<'b>,
     inode: &'a Inode,
     keep_runs: bool,
+    /// Claims nothing but its double indirect block: the resize inode, whose blocks lie at fixed places.
+    is_resize: bool,
     facts: MapFacts,
     /// The last run's last block, on the device and in the file: the next run may go on in the same cluster.
     previous: Option<(u64, u64)>,
@@ -38,12 +40,20 @@ pub(super) struct MapWalk<'a, 'b> {
 impl<'a, 'b> MapWalk<'a, 'b> {
     /// Walks the map of `inode`, which has one, and claims its blocks. `keep_runs` says whether the runs are wanted.
     pub(super) fn run(claims: &'a Claims<'b>, inode: &'a Inode, keep_runs: bool) -> Result<MapFacts> {
-        let mut walk = Self { claims, inode, keep_runs, facts: MapFacts::default(), previous: None };
+        let mut walk = Self { claims, inode, keep_runs, is_resize: false, facts: MapFacts::default(), previous: None };
         if inode.has(FLAG_EXTENTS) {
             walk.extents()?
         } else {
             walk.pointers()?
         }
+        Ok(walk.facts)
+    }
+
+    /// Walks the map of the resize inode.
+    pub(super) fn resize(claims: &'a Claims<'b>, inode: &'a Inode) -> Result<MapFacts> {
+        let mut walk =
+            Self { claims, inode, keep_runs: false, is_resize: true, facts: MapFacts::default(), previous: None };
+        walk.pointers()?;
         Ok(walk.facts)
     }
 
@@ -61,18 +71,26 @@ impl<'a, 'b> MapWalk<'a, 'b> {
     }
 
     /// Claims a block with a node. False if it cannot be descended into.
-    fn node(&mut self, block: BlockNr) -> bool {
+    fn node(&mut self, block: BlockNr, claim: bool) -> bool {
         if !self.claims.check.fs.geometry().contains(block, 1) {
             self.damage("a node of the block map lies outside the file system");
             return false;
         }
         self.facts.clusters += 1;
+        if !claim {
+            // Pointers that all lead to one block would make a small file system look endless.
+            return self.facts.clusters <= self.claims.check.fs.geometry().blocks;
+        }
         let shared = self.claims.blocks.claim(block, 1);
         !self.shared(shared)
     }
 
     /// Claims blocks with data.
     fn data(&mut self, run: Run) {
+        if self.is_resize {
+            self.facts.clusters += run.len;
+            return;
+        }
         let ratio = self.claims.blocks.ratio();
         let (mut start, mut len) = (run.start.0, run.len);
         if ratio > 1 {
@@ -111,11 +129,14 @@ impl<'a, 'b> MapWalk<'a, 'b> {
         let inode = self.inode;
         match Node::parse(inode.map(), inode.ino(), None) {
             Ok(root) => self.extent_node(&root, 0, extent::END + 1).map(drop),
-            Err(_) => {
-                self.damage("the root of the extent tree is damaged");
-                Ok(())
-            }
+            Err(error) => self.damaged_node(error),
         }
+    }
+
+    fn damaged_node(&mut self, error: Error) -> Result<()> {
+        let Error::Corrupt { problem, .. } = error else { return Err(error) };
+        self.damage(problem);
+        Ok(())
     }
 
     /// Walks a node whose extents must lie from block `from` of the file on and before `limit`. Gives where they end.
@@ -141,14 +162,14 @@ impl<'a, 'b> MapWalk<'a, 'b> {
     fn child(&mut self, entry: &RawIndex, depth: u16, limit: u64) -> Result<u64> {
         let place = entry.child();
         let key = entry.logical.get();
-        if !self.node(place) {
+        if !self.node(place, true) {
             return Ok(key.into());
         }
         let mut bytes = vec![0; self.claims.check.fs.geometry().block_len()];
         self.claims.check.fs.read_device(&mut bytes, self.claims.check.fs.geometry().offset(place))?;
-        let Ok(node) = Node::parse(&bytes, self.inode.ino(), Some(depth - 1)) else {
-            self.damage("a node of the extent tree is damaged");
-            return Ok(key.into());
+        let node = match Node::parse(&bytes, self.inode.ino(), Some(depth - 1)) {
+            Ok(node) => node,
+            Err(error) => return self.damaged_node(error).map(|()| key.into()),
         };
         if let Some(seed) = self.claims.check.fs.checksum_seed() {
             let stored = bytes.get(node.tail..).and_then(|tail| tail.first_chunk()).map(|&sum| u32::from_le_bytes(sum));
@@ -198,7 +219,8 @@ impl<'a, 'b> MapWalk<'a, 'b> {
             let start = BlockNr(pointer.into());
             let logical = first + at as u64 * span;
             if span > 1 {
-                if self.node(start) {
+                let per_block = geometry.block_len() as u64 / 4;
+                if self.node(start, !self.is_resize || span == per_block * per_block) {
                     let mut bytes = vec![0; geometry.block_len()];
                     self.claims.check.fs.read_device(&mut bytes, geometry.offset(start))?;
                     self.pointer_array(&bytes, logical, span / (bytes.len() as u64 / 4))?;

@@ -213,6 +213,7 @@ fn run(
     report: &mut CheckReport,
 ) -> Result<()> {
     let mut fs = Ext4::load(Arc::clone(&device))?;
+    fs.superblock.features().check_known()?;
     if fs.superblock.needs_recovery() {
         fs = Ext4::open(device)?;
         report.journal_replayed = true;

@@ -14,8 +14,8 @@ pub(super) enum Role {
     Unused,
     /// Of a kind that does not exist.
     Broken,
-    /// Waits to be freed or truncated at the next mount, without a name.
-    Orphan,
+    /// Waits to be freed at the next mount, without a name.
+    Orphan(FileType),
     /// Holds the value of an extended attribute.
     Value,
     File(FileType),
@@ -29,6 +29,13 @@ pub(super) struct InodeState {
     /// Names that lead to it, as far as they were found.
     names: AtomicU32,
     pub(super) encrypted: bool,
+}
+
+impl Role {
+    /// Whether the group counts it as a directory.
+    pub(super) fn is_dir(self) -> bool {
+        matches!(self, Self::File(FileType::Directory) | Self::Orphan(FileType::Directory))
+    }
 }
 
 impl InodeState {

@@ -25,6 +25,12 @@ fn sizes(check: &Check<'_>, raw: &RawSuperblock) {
     if geometry.first_data_block != expected_first {
         findings.superblock("the number of the first data block does not fit the block size");
     }
+    if !geometry.blocks_per_group.is_multiple_of(8) {
+        findings.superblock("the number of blocks per group is no multiple of eight");
+    }
+    if raw.rev_level.get() > 1 {
+        findings.superblock("the revision of the format is one that does not exist");
+    }
     let reserved = u64::from(raw.reserved_blocks_lo.get())
         | if check.has_incompat(incompat::SIXTY_FOUR_BIT) { u64::from(raw.reserved_blocks_hi.get()) << 32 } else { 0 };
     if reserved > geometry.blocks / 2 {
@@ -36,7 +42,9 @@ fn sizes(check: &Check<'_>, raw: &RawSuperblock) {
     if geometry.first_ino < 11 || geometry.first_ino > geometry.inodes {
         findings.superblock("the number of the first inode that is not reserved is impossible");
     }
-    if !check.has_ro_compat(ro_compat::BIGALLOC) && raw.log_cluster_size.get() != raw.log_block_size.get() {
+    let differ = raw.log_cluster_size.get() != raw.log_block_size.get()
+        || raw.clusters_per_group.get() != raw.blocks_per_group.get();
+    if !check.has_ro_compat(ro_compat::BIGALLOC) && differ {
         findings.superblock("clusters differ from blocks in size, though bigalloc is off");
     }
     let inodes_per_block = block_size / u32::from(geometry.inode_size);
@@ -48,30 +56,33 @@ fn sizes(check: &Check<'_>, raw: &RawSuperblock) {
     }
 }
 
+/// Combinations that a mount puts up with, or refuses by name.
 fn features(check: &Check<'_>, raw: &RawSuperblock) {
-    let findings = check.findings;
-    if raw.rev_level.get() == 0
-        && raw.feature_compat.get() | raw.feature_incompat.get() | raw.feature_ro_compat.get() != 0
-    {
-        findings.superblock("features are on, though the revision is one without features");
-    }
-    if check.has_ro_compat(ro_compat::METADATA_CSUM) && check.has_ro_compat(ro_compat::GDT_CSUM) {
-        findings.superblock("uninit_bg and metadata_csum are both on");
-    }
-    if check.has_incompat(incompat::SIXTY_FOUR_BIT) && !check.has_incompat(incompat::EXTENTS) {
-        findings.superblock("64bit is on, but extent is off");
-    }
-    if check.has_incompat(incompat::META_BG) && check.has_compat(compat::RESIZE_INODE) {
-        findings.superblock("resize_inode and meta_bg are both on");
-    }
-    if check.has_incompat(incompat::CSUM_SEED) && !check.has_ro_compat(ro_compat::METADATA_CSUM) {
-        findings.superblock("metadata_csum_seed is on, but metadata_csum is off");
-    }
-    if !check.has_compat(compat::RESIZE_INODE) && raw.reserved_gdt_blocks.get() != 0 {
-        findings.superblock("blocks are reserved for group descriptors, but resize_inode is off");
-    }
-    if check.has_incompat(incompat::SIXTY_FOUR_BIT) && raw.desc_size.get() < 64 {
-        findings.superblock("64bit is on, but group descriptors are too short for it");
+    let any = raw.feature_compat.get() | raw.feature_incompat.get() | raw.feature_ro_compat.get() != 0;
+    let with_64bit = check.has_incompat(incompat::SIXTY_FOUR_BIT);
+    let oddities = [
+        (raw.rev_level.get() == 0 && any, "features are on, though the revision is one without features"),
+        (
+            check.has_ro_compat(ro_compat::METADATA_CSUM) && check.has_ro_compat(ro_compat::GDT_CSUM),
+            "uninit_bg and metadata_csum are both on",
+        ),
+        (with_64bit && !check.has_incompat(incompat::EXTENTS), "64bit is on, but extent is off"),
+        (with_64bit && raw.desc_size.get() < 64, "64bit is on, but group descriptors are too short for it"),
+        (
+            check.has_incompat(incompat::META_BG) && check.has_compat(compat::RESIZE_INODE),
+            "resize_inode and meta_bg are both on",
+        ),
+        (
+            check.has_incompat(incompat::CSUM_SEED) && !check.has_ro_compat(ro_compat::METADATA_CSUM),
+            "metadata_csum_seed is on, but metadata_csum is off",
+        ),
+        (
+            !check.has_compat(compat::RESIZE_INODE) && raw.reserved_gdt_blocks.get() != 0,
+            "blocks are reserved for group descriptors, but resize_inode is off",
+        ),
+    ];
+    for (_, text) in oddities.into_iter().filter(|(found, _)| *found) {
+        check.findings.superblock_note(text);
     }
 }
 

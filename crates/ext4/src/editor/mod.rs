@@ -103,6 +103,7 @@ impl Editor {
             refuse_stray_log(&fs)?;
             Self::over(fs, device, options)
         };
+        check_structure(&editor.fs)?;
         editor.process_orphans()?;
         Ok(editor)
     }
@@ -172,6 +173,7 @@ impl Editor {
             return self.fs.block(kind.place(&descriptor));
         }
         let block = self.fs.bitmap(group, &descriptor, kind)?;
+        self.fs.check_bitmap(group, &descriptor, kind, &block)?;
         self.checked.insert((group, kind));
         Ok(block)
     }
@@ -230,6 +232,14 @@ fn refuse_stray_log(fs: &Ext4) -> Result<()> {
     }
     let problem = "the journal holds changes, but the superblock does not say that they are to be replayed";
     Err(Error::corrupt(Place::Journal(0), problem))
+}
+
+/// Refuses damage that any edit could make worse. What lies further down is checked where it is touched.
+fn check_structure(fs: &Ext4) -> Result<()> {
+    for group in (0..fs.geometry().groups).map(GroupNr) {
+        fs.group(group)?;
+    }
+    fs.directory_inode(Ino::ROOT).map(drop)
 }
 
 fn check_writable(fs: &Ext4) -> Result<()> {

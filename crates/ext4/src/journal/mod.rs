@@ -59,6 +59,16 @@ impl<'a> Journal<'a> {
         self.superblock.is_aborted()
     }
 
+    /// Whether it says that file systems share it.
+    pub(crate) fn has_several_users(&self) -> bool {
+        self.superblock.users() > 1
+    }
+
+    /// Whether it claims checksums both of blocks and of whole transactions.
+    pub(crate) fn has_two_kinds_of_checksums(&self) -> bool {
+        self.superblock.is_checksummed() && self.superblock.sums_transactions()
+    }
+
     /// How many blocks its file has.
     pub(crate) fn blocks(&self) -> u64 {
         self.map.end()

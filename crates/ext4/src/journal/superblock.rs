@@ -143,7 +143,7 @@ impl JournalSuperblock {
             Checksums::V3
         } else if self.incompat() & INCOMPAT_CSUM_V2 != 0 {
             Checksums::V2
-        } else if self.v2 && self.raw.compat.get() & COMPAT_CHECKSUM != 0 {
+        } else if self.sums_transactions() {
             Checksums::Commit
         } else {
             Checksums::None
@@ -173,6 +173,16 @@ impl JournalSuperblock {
     /// Whether commit blocks are written without waiting for the rest of their transaction.
     pub(super) fn has_async_commit(&self) -> bool {
         self.incompat() & INCOMPAT_ASYNC_COMMIT != 0
+    }
+
+    /// How many file systems use the journal; zero where it does not say.
+    pub(super) fn users(&self) -> u32 {
+        if self.v2 { self.raw.users.get() } else { 0 }
+    }
+
+    /// Whether commit blocks are said to hold a sum over their transaction.
+    pub(super) fn sums_transactions(&self) -> bool {
+        self.v2 && self.raw.compat.get() & COMPAT_CHECKSUM != 0
     }
 
     /// First block of the log.

@@ -9,7 +9,7 @@ fn complaints(image: &Image, shape: &[&str]) -> Option<String> {
     if !clean {
         return Some(format!("{shape:?}: e2fsck: {words}"));
     }
-    let report = our_verdict(&std::fs::read(image.path()).unwrap()).unwrap();
+    let report = our_verdict(image).unwrap();
     let lines: Vec<String> = report.findings.iter().map(ToString::to_string).collect();
     (!report.is_clean() || !report.is_complete).then(|| format!("{shape:?}: {lines:#?}"))
 }

@@ -3,9 +3,7 @@
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::Command;
-use std::sync::Arc;
 
-use qtk_block::{BlockRead, BlockWrite, MemoryDisk};
 use qtk_ext4::{CheckOptions, CheckReport, Error, check};
 
 use crate::support::{Image, noise};
@@ -95,20 +93,9 @@ pub(crate) fn populated(shape: &[&str], size: &str) -> Image {
     image
 }
 
-/// A device that holds these bytes.
-pub(crate) fn device(bytes: &[u8]) -> Arc<dyn BlockRead> {
-    let disk = MemoryDisk::new(bytes.len() as u64);
-    for (at, piece) in bytes.chunks(1 << 20).enumerate() {
-        if piece.iter().any(|&byte| byte != 0) {
-            disk.write_at(piece, (at << 20) as u64).unwrap();
-        }
-    }
-    Arc::new(disk)
-}
-
 /// What this crate says of an image.
-pub(crate) fn our_verdict(bytes: &[u8]) -> Result<CheckReport, Error> {
-    check(device(bytes), &CheckOptions::default())
+pub(crate) fn our_verdict(image: &Image) -> Result<CheckReport, Error> {
+    check(image.device(), &CheckOptions::default())
 }
 
 /// What e2fsck says: whether it is clean, and its words. It may take for ever on damage, which counts as not clean.

@@ -6,3 +6,7 @@ mod support;
 
 mod clean;
 mod corpus;
+mod damage;
+mod journal;
+mod layout;
+mod refuse;
