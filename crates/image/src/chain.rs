@@ -73,6 +73,15 @@ impl Chain {
         })
     }
 
+    /// The front of a range as it is to be read. A single one is found without the memory that an iteration needs.
+    fn front(&self, range: Range<u64>) -> Result<Run, Error> {
+        let at = range.start;
+        descend(self.layers(), range, |depth, end| {
+            let layer = &self.layers()[depth];
+            layer.place(at..end.min(layer.size()))
+        })
+    }
+
     pub(crate) fn read_run(&self, buf: &mut [u8], run: &Run) -> Result<(), Error> {
         let layer = &self.layers()[run.depth];
         layer.read_run(buf, run.range.start, run.kind).map_err(|source| Error::Read {
@@ -89,8 +98,17 @@ impl BlockRead for Chain {
     }
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
-        let mut rest = buf;
-        for run in self.runs(self.checked(offset, rest.len() as u64)?) {
+        let range = self.checked(offset, buf.len() as u64)?;
+        if range.is_empty() {
+            return Ok(());
+        }
+        let front = self.front(range.clone())?;
+        let (part, mut rest) = buf.split_at_mut(in_memory(front.range.end - front.range.start));
+        self.read_run(part, &front)?;
+        if rest.is_empty() {
+            return Ok(());
+        }
+        for run in self.runs(front.range.end..range.end) {
             let run = run?;
             let (part, tail) = rest.split_at_mut(in_memory(run.range.end - run.range.start));
             self.read_run(part, &run)?;
@@ -144,18 +162,26 @@ impl Runs<'_> {
     }
 
     fn find(&mut self) -> Result<Run, Error> {
-        let mut end = self.range.end;
-        let mut depth = 0;
-        loop {
-            let mapping = self.mapping(depth, end)?;
-            end = mapping.range.end;
-            let beneath = self.layers.get(depth + 1).is_some_and(|layer| layer.size() > self.range.start);
-            if mapping.kind == MappingKind::Unallocated && beneath {
-                depth += 1;
-                continue;
-            }
-            return Ok(Run { range: mapping.range, depth, kind: mapping.kind });
+        descend(self.layers, self.range.clone(), |depth, end| self.mapping(depth, end))
+    }
+}
+
+/// Goes down through the layers to the one that holds the front of a range. `mapping` tells how a layer stores it, up to an end.
+fn descend(
+    layers: &[ChainLayer],
+    range: Range<u64>,
+    mut mapping: impl FnMut(usize, u64) -> Result<Mapping, Error>,
+) -> Result<Run, Error> {
+    let mut end = range.end;
+    let mut depth = 0;
+    loop {
+        let found = mapping(depth, end)?;
+        end = found.range.end;
+        let beneath = layers.get(depth + 1).is_some_and(|layer| layer.size() > range.start);
+        if found.kind != MappingKind::Unallocated || !beneath {
+            return Ok(Run { range: found.range, depth, kind: found.kind });
         }
+        depth += 1;
     }
 }
 

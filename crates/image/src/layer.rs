@@ -365,6 +365,17 @@ impl ChainLayer {
         }
     }
 
+    /// The same for a reader of a few blocks: holes of a raw file are not looked for, since to read them takes less.
+    pub(crate) fn place(&self, range: Range<u64>) -> Result<Mapping, Error> {
+        match self.content {
+            Content::Raw if range.end <= self.storage.len() => {
+                let host = HostOffset(self.storage.part.start + range.start);
+                Ok(Mapping { range, kind: MappingKind::Data { host } })
+            }
+            _ => self.mapping(range),
+        }
+    }
+
     /// The front of an unallocated run, and where the file keeps a place for it, if it does. Past the layer's end it does not.
     pub(crate) fn reserved(&self, range: Range<u64>) -> Result<(Range<u64>, Option<HostOffset>), Error> {
         let start = self.data_storage().part.start;

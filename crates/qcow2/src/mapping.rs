@@ -92,6 +92,10 @@ pub(crate) fn find(tables: &impl L2Tables, range: Range<u64>) -> Result<Mapping,
         return Err(Error::OutOfRange { image, start: range.start, end: range.end, size: header.size });
     }
     let format = header.l2_format();
+    let bits = format.cluster_bits;
+    if !format.extended && range.end - range.start <= bits.size() - bits.offset_within(range.start) {
+        return find_in_cluster(tables, format, range);
+    }
     let first = range.start >> format.grain_bits();
     let end = range.end.div_ceil(1 << format.grain_bits());
     let mut run = Run { format, first, next: first, end, kind: None };
@@ -107,6 +111,20 @@ pub(crate) fn find(tables: &impl L2Tables, range: Range<u64>) -> Result<Mapping,
     let kind = run.kind.unwrap_or(MappingKind::Unallocated).skip(skipped);
     let end = u64::try_from(u128::from(run.next) << format.grain_bits()).unwrap_or(u64::MAX);
     Ok(Mapping { range: range.start..range.end.min(end), kind })
+}
+
+/// The same for a range of one cluster without subclusters, such as most that a guest reads.
+fn find_in_cluster(tables: &impl L2Tables, format: L2Format, range: Range<u64>) -> Result<Mapping, Error> {
+    let (bits, table_bits) = (format.cluster_bits, format.entries().ilog2());
+    let cluster = range.start >> bits.bits();
+    let table = tables.l2_table(cluster >> table_bits)?;
+    let entry = table.and_then(|table| table.get(in_memory(cluster & ((1 << table_bits) - 1))));
+    let kind = match entry {
+        Some(&entry) => checked(entry, GuestCluster(cluster), format, tables.host_end()),
+        None => Ok(MappingKind::Unallocated),
+    };
+    let kind = kind.map_err(|what| tables.file().corrupt(what))?;
+    Ok(Mapping { kind: kind.skip(bits.offset_within(range.start)), range })
 }
 
 /// Grains (subclusters, or clusters where there are none) `first..next`, known to be of one kind, and `end`, where the search ends.
