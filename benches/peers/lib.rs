@@ -1,0 +1,1 @@
+//! Measures qtk against other libraries; see `benches/`.
