@@ -57,12 +57,15 @@ def small(task, ours, theirs, output="", before=""):
 
 
 def convert(source, output, native):
-    """A conversion without compression, with the result on the disk on both sides."""
+    """A conversion without compression, with the result on the disk on both sides, and on neither."""
     task = f"{pathlib.Path(source).stem.replace('ubuntu', 'raw')} to {pathlib.Path(output).suffix[1:]}"
     qtk = Command(f"qtk convert {source} -o {output} -O {native}", output, source)
     line = f"qemu-img convert -O {native} {source} {output}"
     theirs = dataclasses.replace(qtk, line=line)
+    unsafe = dataclasses.replace(qtk, line=f"drop-in/{line.replace('convert', 'convert -t unsafe')}")
     yield Comparison(f"{task}, both on disk", qtk, dataclasses.replace(theirs, line=f"{line} && sync {output}"))
+    yield Comparison(f"{task}, neither", dataclasses.replace(qtk, line=f"{qtk.line} --no-sync"), theirs)
+    yield Comparison(f"{task}, neither, drop-in", unsafe, theirs)
 
 
 def copy(output, native):
@@ -72,6 +75,7 @@ def copy(output, native):
     theirs = dataclasses.replace(ours, line=line, output="new.raw")
     durable = dataclasses.replace(theirs, line=f"{line} && sync new.raw")
     yield Comparison(f"raw to {native} v cp, both on disk", ours, durable)
+    yield Comparison(f"raw to {native} v cp, neither", dataclasses.replace(ours, line=f"{ours.line} --no-sync"), theirs)
 
 
 def comparisons():
