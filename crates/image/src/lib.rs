@@ -40,7 +40,7 @@ pub use bench::{BenchOptions, bench};
 pub use chain::{Chain, Run, Runs};
 pub use commit::{CommitOptions, commit};
 pub use compare::{Comparison, compare};
-pub use convert::{BitmapCopy, ConvertOptions, ConvertReport, ConvertWarning, Target, convert};
+pub use convert::{BitmapCopy, ConvertOptions, ConvertReport, ConvertWarning, JoinedDisk, Target, convert};
 pub use create::{NewImage, create_image, open_base};
 pub use dd::{DdOptions, DdReport, dd};
 pub use edit::{edit, edit_alone, edit_open};

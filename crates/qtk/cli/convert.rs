@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 
 use super::arguments::{AccessArguments, FormatName};
 use super::new_image::{BaseArguments, Codec, DurabilityArguments, NewImageArguments};
+use super::sparsify::{Sparsified, SparsifyArguments};
 use super::{guest, size, text};
 use crate::progress::Bar;
 
@@ -82,6 +83,9 @@ pub(crate) struct Convert {
     #[arg(short = 'S', long, value_name = "SIZE", value_parser = size::parse, default_value = "4K")]
     sparse_size: u64,
 
+    #[command(flatten)]
+    sparsify: SparsifyArguments,
+
     /// Take what cannot be read for zeroes
     #[arg(long)]
     salvage: bool,
@@ -110,13 +114,16 @@ pub(crate) struct Convert {
 impl Convert {
     pub(crate) fn run(&self) -> anyhow::Result<ExitCode> {
         let sources = self.sources.iter().map(|path| self.source(path)).collect::<anyhow::Result<Vec<_>>>()?;
+        let sparsified = self.sparsify.find(&sources)?;
         let (report, path) = match (&self.into, &self.output) {
-            (Some(path), _) => (self.copy_to_existing(&sources, path)?, path),
-            (None, Some(path)) => (self.copy_to_new(&sources, path)?, path),
+            (Some(path), _) => (self.copy_to_existing(&sources, path, &sparsified)?, path),
+            (None, Some(path)) => (self.copy_to_new(&sources, path, &sparsified)?, path),
             (None, None) => return Ok(ExitCode::from(2)),
         };
         if self.json {
-            text::print_json(&to_json(path, &report))?;
+            let mut facts = to_json(path, &report);
+            sparsified.describe(&report, &mut facts);
+            text::print_json(&facts)?;
         } else if self.dedup {
             print_saving(&report)?;
         }
@@ -128,25 +135,30 @@ impl Convert {
         guest::open(path, &OpenOptions { snapshot, ..self.access.for_reading() })
     }
 
-    fn copy_to_new(&self, sources: &[Image], path: &Path) -> anyhow::Result<ConvertReport> {
+    fn copy_to_new(&self, sources: &[Image], path: &Path, sparsified: &Sparsified) -> anyhow::Result<ConvertReport> {
         self.kind.refuse_existing(path, self.force)?;
         let image = NewImage { durability: self.durability.into(), ..self.kind.on(&self.base, self.codec) };
-        self.copy(sources, Target::New { path, image: &image })
+        self.copy(sources, Target::New { path, image: &image }, sparsified)
     }
 
-    fn copy_to_existing(&self, sources: &[Image], path: &Path) -> anyhow::Result<ConvertReport> {
+    fn copy_to_existing(
+        &self,
+        sources: &[Image],
+        path: &Path,
+        sparsified: &Sparsified,
+    ) -> anyhow::Result<ConvertReport> {
         let options = OpenOptions { format: Some(self.into_format.into()), ..OpenOptions::writable() };
         let image = guest::open(path, &options)?;
-        self.copy(sources, Target::Existing { image, overlay: false })
+        self.copy(sources, Target::Existing { image, overlay: false }, sparsified)
     }
 
-    fn copy(&self, sources: &[Image], target: Target<'_>) -> anyhow::Result<ConvertReport> {
+    fn copy(&self, sources: &[Image], target: Target<'_>, sparsified: &Sparsified) -> anyhow::Result<ConvertReport> {
         let options = ConvertOptions {
             compress: self.codec.is_some(),
             level: self.level,
             recompress: self.recompress,
             dedup: self.dedup,
-            unused: Vec::new(),
+            unused: sparsified.ranges(),
             sparse_size: self.sparse_size,
             salvage: self.salvage,
             target_is_zero: self.target_is_zero,

@@ -10,6 +10,7 @@ use qtk_qcow2::CompressionType;
 use super::arguments::{FormatName, ImageArguments};
 use super::convert::{print_saving, to_json};
 use super::new_image::{Codec, DurabilityArguments};
+use super::sparsify::SparsifyArguments;
 use super::{guest, size, text};
 use crate::progress::Bar;
 
@@ -48,6 +49,9 @@ pub(crate) struct Flatten {
     #[arg(long)]
     dedup: bool,
 
+    #[command(flatten)]
+    sparsify: SparsifyArguments,
+
     /// Threads that read and compress; one per processor where not given. The result is the same on any number
     #[arg(long, value_name = "N")]
     threads: Option<NonZeroUsize>,
@@ -63,6 +67,7 @@ pub(crate) struct Flatten {
 impl Flatten {
     pub(crate) fn run(&self) -> anyhow::Result<ExitCode> {
         let image = guest::open(&self.image.image, &self.image.access.for_reading())?;
+        let sparsified = self.sparsify.find(std::slice::from_ref(&image))?;
         let options = FlattenOptions {
             format: self.format.into(),
             compression: self.codec.map(CompressionType::from),
@@ -70,7 +75,7 @@ impl Flatten {
             cluster_size: self.cluster_size,
             recompress: self.recompress,
             dedup: self.dedup,
-            unused: Vec::new(),
+            unused: sparsified.ranges(),
             threads: self.threads.map(NonZeroUsize::get),
             durability: self.durability.into(),
         };
@@ -78,7 +83,9 @@ impl Flatten {
         let report = flatten(&image, &self.output, &options, &bar)?;
         drop(bar);
         if self.json {
-            text::print_json(&to_json(&self.output, &report))?;
+            let mut facts = to_json(&self.output, &report);
+            sparsified.describe(&report, &mut facts);
+            text::print_json(&facts)?;
         } else if self.dedup {
             print_saving(&report)?;
         }

@@ -33,6 +33,7 @@ mod resize;
 mod rm;
 mod size;
 mod snapshot;
+mod sparsify;
 mod stat;
 mod text;
 mod write;

@@ -227,7 +227,13 @@ impl BlockRead for Disk {
             let within = part.window.start + (at - part.start);
             let len = in_memory(part.window.end.saturating_sub(within)).min(rest.len());
             if len == 0 {
-                return Err(io::ErrorKind::UnexpectedEof.into());
+                let padding = rest.len().min(in_memory(at.next_multiple_of(SECTOR) - at));
+                if padding == 0 {
+                    return Err(io::ErrorKind::UnexpectedEof.into());
+                }
+                rest[..padding].fill(0);
+                (rest, at) = (&mut rest[padding..], at + padding as u64);
+                continue;
             }
             let (head, tail) = rest.split_at_mut(len);
             part.chain.read_at(head, within)?;
