@@ -10,5 +10,6 @@ mod locks;
 mod main_job;
 mod qemu_img;
 mod qemu_json;
+mod sparsify;
 mod support;
 mod verbs;

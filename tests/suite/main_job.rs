@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::path::Path;
 
-use crate::support::{Workshop, arg, command, fsck, guests, ok, root, run};
+use crate::support::{Workshop, arg, command, fsck, guests, noise, ok, root, run};
 
 const MARKER: &str = "qtk-injected-service-ran";
 
@@ -79,18 +79,6 @@ impl Payload {
     }
 }
 
-/// Bytes that no codec can shrink, the same each time.
-fn noise(len: usize) -> Vec<u8> {
-    let mut state = 0x2545_f491_4f6c_dd1d_u64;
-    let mut step = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state
-    };
-    (0..len.div_ceil(8)).flat_map(|_| step().to_le_bytes()).take(len).collect()
-}
-
 #[test]
 fn inject_into_a_compressed_base() {
     for guest in ["ubuntu.qcow2", "debian.qcow2"] {
@@ -140,7 +128,9 @@ fn inject_into_an_overlay_then_flatten_and_boot() {
     for name in ["plain.qcow2", "zlib.qcow2", "recompressed.qcow2", "zstd.qcow2"] {
         ok(&mut payload.workshop.sh("qemu-img", &format!("check {name}")));
     }
-    boots(&payload.workshop, "zstd.qcow2");
+    ok(&mut payload.workshop.qtk("flatten overlay.qcow2 -o sparse.qcow2 -c zstd --sparsify"));
+    payload.judge(&guest, "sparse.qcow2");
+    boots(&payload.workshop, "sparse.qcow2");
 }
 
 /// The guest comes up in QEMU with the kernel that qtk takes out of it, and the injected service has written to the console.

@@ -137,3 +137,15 @@ pub(crate) fn guests() -> &'static Path {
         PathBuf::from(printed.trim_end().lines().last().expect("build.sh prints the folder"))
     })
 }
+
+/// Bytes that no codec can shrink, the same each time.
+pub(crate) fn noise(len: usize) -> Vec<u8> {
+    let mut state = 0x2545_f491_4f6c_dd1d_u64;
+    let mut step = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state
+    };
+    (0..len.div_ceil(8)).flat_map(|_| step().to_le_bytes()).take(len).collect()
+}

@@ -1,6 +1,7 @@
 //! What copies leave out because no guest needs it.
 
 use std::ops::Range;
+use std::path::Path;
 use std::sync::Arc;
 
 use clap::Args;
@@ -31,15 +32,16 @@ impl SparsifyArguments {
         }
         let disk: Arc<dyn BlockRead> = Arc::new(JoinedDisk::new(sources)?);
         let unused = Unused::find(&disk);
+        let name = sources.first().map_or(Path::new(""), Image::path).display();
         for UnusedOfVolume { place, unused, .. } in &unused.volumes {
             if let Err(needed) = unused
                 && !matches!(needed, Needed::Foreign)
             {
-                text::warn(&format!("{place} is copied with all that is free in it: {needed}"));
+                text::warn(&format!("{name}: {place} is copied with all that is free in it: {needed}"));
             }
         }
         if unused.volumes.iter().all(|volume| matches!(volume.unused, Err(Needed::Foreign))) {
-            text::warn("the disk has neither an ext file system nor a swap space; everything is copied");
+            text::warn(&format!("{name}: neither an ext file system nor a swap space was found; everything is copied"));
         }
         Ok(Sparsified(Some((unused, disk))))
     }
