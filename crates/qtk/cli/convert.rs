@@ -124,7 +124,10 @@ impl Convert {
             let mut facts = to_json(path, &report);
             sparsified.describe(&report, &mut facts);
             text::print_json(&facts)?;
-        } else if self.dedup {
+            return Ok(ExitCode::SUCCESS);
+        }
+        sparsified.print(&report)?;
+        if self.dedup {
             print_saving(&report)?;
         }
         Ok(ExitCode::SUCCESS)

@@ -86,7 +86,10 @@ impl Flatten {
             let mut facts = to_json(&self.output, &report);
             sparsified.describe(&report, &mut facts);
             text::print_json(&facts)?;
-        } else if self.dedup {
+            return Ok(ExitCode::SUCCESS);
+        }
+        sparsified.print(&report)?;
+        if self.dedup {
             print_saving(&report)?;
         }
         Ok(ExitCode::SUCCESS)

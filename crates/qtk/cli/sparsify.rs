@@ -1,5 +1,6 @@
 //! What copies leave out because no guest needs it.
 
+use std::io::{self, Write};
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
@@ -10,7 +11,7 @@ use qtk_disk::{Needed, Place, Unused, UnusedOfVolume};
 use qtk_image::{ConvertReport, Image, JoinedDisk};
 use serde_json::{Value, json};
 
-use super::text;
+use super::{size, text};
 
 /// Whether to leave out what no guest needs.
 #[derive(Args, Debug)]
@@ -48,6 +49,14 @@ impl SparsifyArguments {
 }
 
 impl Sparsified {
+    /// Says how much was left out, if that was asked for.
+    pub(crate) fn print(&self, report: &ConvertReport) -> anyhow::Result<()> {
+        match self.0 {
+            Some(_) => Ok(writeln!(io::stdout(), "left out {} that no guest needs", size::human(report.left_out))?),
+            None => Ok(()),
+        }
+    }
+
     pub(crate) fn ranges(&self) -> Vec<Range<u64>> {
         self.0.as_ref().map_or_else(Vec::new, |(unused, _)| unused.ranges.clone())
     }
