@@ -57,6 +57,30 @@ fn convert_copies_into_new_and_existing_images() {
 }
 
 #[test]
+fn equal_clusters_are_stored_once() {
+    let workshop = Workshop::new();
+    let all = json(&mut workshop.qtk("convert base.qcow2 base.qcow2 -o all.qcow2 --json"));
+    assert_eq!(all["shared-clusters"], 0);
+    for codec in ["", "-c zstd"] {
+        let once = json(&mut workshop.qtk(&format!("convert base.qcow2 -o once.qcow2 --force --dedup --json {codec}")));
+        let two = format!("convert base.qcow2 base.qcow2 -o two.qcow2 --force --dedup {codec}");
+        let report = json(&mut workshop.qtk(&format!("{two} --json")));
+        let size = |report: &serde_json::Value| report["file-size"].as_u64().unwrap();
+        assert!(size(&report) < size(&once) * 11 / 10, "{report} {once}");
+        check(&workshop, "two.qcow2");
+        same(&workshop, "all.qcow2", "two.qcow2");
+        let line = ok(&mut workshop.qtk(&two));
+        assert!(line.starts_with(&format!("shared {} clusters: ", report["shared-clusters"])), "{line}");
+    }
+    let line = ok(&mut workshop.qtk("flatten base.qcow2 -o flat.qcow2 --cluster-size 4096 --dedup"));
+    assert!(line.ends_with(" saved\n"), "{line}");
+    ok(&mut workshop.qtk("mkdir flat.qcow2 /new"));
+    check(&workshop, "flat.qcow2");
+    fails(&mut workshop.qtk("flatten base.qcow2 -o flat.raw --format raw --dedup"), 1, &["flat.raw", "use qcow2"]);
+    fails(&mut workshop.qtk("convert base.qcow2 --into two.qcow2 --dedup"), 2, &["--dedup"]);
+}
+
+#[test]
 fn measure_says_what_qemu_img_says() {
     let workshop = Workshop::new();
     for (ours, theirs) in [

@@ -46,7 +46,7 @@ pub struct ConvertOptions {
     /// Whether to compress clusters again that could be copied as they are.
     pub recompress: bool,
     /// Store clusters that are alike once, and let them share it; only in new qcow2 images, whose clusters then are for reading:
-    /// Cloud Hypervisor writes to a shared cluster in its place, and so to all that share it. Needs about 100 bytes of memory for
+    /// Cloud Hypervisor writes to a shared cluster in its place, and so to all that share it. Needs up to 200 bytes of memory for
     /// each different cluster.
     pub dedup: bool,
     /// Zeroes that are stored in the source are left out where so many bytes of them follow each other. With 0 the target

@@ -14,7 +14,7 @@ pub type Digest = [u8; 32];
 
 /// What an image that is being written holds already, by digest. The writer adds to it; others may ask it meanwhile.
 ///
-/// It takes about 100 bytes of memory for each different cluster.
+/// It takes up to 200 bytes of memory for each different cluster.
 #[derive(Debug, Default)]
 pub struct Contents {
     stored: RwLock<HashMap<Digest, Stored>>,
