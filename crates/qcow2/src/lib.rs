@@ -42,4 +42,4 @@ pub use repair::{Repair, RepairReport, repair, repair_dirty};
 pub use snapshot::{NewSnapshot, Snapshot, SnapshotRefusal};
 pub use transaction::Transaction;
 pub use types::{ClusterBits, CompressionType, GuestCluster, GuestOffset, HostCluster, HostOffset, Version};
-pub use writer::{Contents, Digest, ImageWriter, PackedCluster, Tally};
+pub use writer::{Contents, Digest, ImageWriter, PackedCluster, Placed, Tally};

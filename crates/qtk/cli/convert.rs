@@ -90,6 +90,10 @@ pub(crate) struct Convert {
     #[arg(long)]
     salvage: bool,
 
+    /// Let the host copy data, without a look at it: zeroes in it stay data
+    #[arg(long, conflicts_with_all = ["into", "codec", "dedup", "sparse_size", "salvage"])]
+    offload: bool,
+
     /// Copy the persistent dirty bitmaps too
     #[arg(long)]
     bitmaps: bool,
@@ -165,6 +169,7 @@ impl Convert {
             sparse_size: self.sparse_size,
             salvage: self.salvage,
             target_is_zero: self.target_is_zero,
+            offload: self.offload,
             rate_limit: self.rate_limit.and_then(NonZeroU64::new),
             bitmaps: match (self.bitmaps, self.skip_broken_bitmaps) {
                 (false, _) => BitmapCopy::None,
@@ -188,6 +193,7 @@ pub(crate) fn to_json(path: &Path, report: &ConvertReport) -> Value {
         "compressed-clusters": report.compressed,
         "copied-clusters": report.copied,
         "plain-bytes": report.plain_bytes,
+        "reflinked-bytes": report.reflinked,
         "shared-clusters": report.shared,
         "saved-bytes": report.saved,
     })

@@ -55,7 +55,7 @@ impl Shape {
         (threads.min(fitting(unit)).max(1), unit)
     }
 
-    fn rules(&self, unit: u64, salvage: bool) -> Rules {
+    fn rules(&self, unit: u64, salvage: bool, offload: bool) -> Rules {
         let cluster = self.packing.map(|packing| packing.cluster_bits.size());
         let (grain, cuts_anywhere) = match (self.grain, cluster) {
             (_, Some(cluster)) => (cluster, false),
@@ -63,7 +63,7 @@ impl Shape {
             (Grain::Padded(cluster), None) => (cluster, true),
             (Grain::Whole(grain), None) => (grain, false),
         };
-        Rules { grain, cuts_anywhere, unit: unit.max(grain), zeroes: self.zeroes, salvage }
+        Rules { grain, cuts_anywhere, unit: unit.max(grain), zeroes: self.zeroes, salvage, offload }
     }
 }
 
@@ -84,7 +84,9 @@ impl Copy<'_> {
         let Self { disk, path, shape, options } = self;
         let threads = options.threads.unwrap_or_else(|| available_parallelism().map_or(1, usize::from));
         let (threads, unit) = shape.lanes(threads);
-        let rules = shape.rules(unit, options.salvage);
+        // Who compresses or compares has to look.
+        let offload = options.offload && shape.packing.is_none() && !options.dedup && sink.takes_files();
+        let rules = shape.rules(unit, options.salvage, offload);
         let (salvage, unused, spare) = (options.salvage, &options.unused, Mutex::default());
         let filler = Filler { disk, output: path, shape: &shape, salvage, unused, spare };
         if options.salvage {

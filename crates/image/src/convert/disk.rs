@@ -1,8 +1,9 @@
 use std::io;
 use std::ops::Range;
 use std::path::PathBuf;
+use std::sync::Arc;
 
-use qtk_block::{BlockRead, ExtentKind};
+use qtk_block::{BlockRead, ExtentKind, RawFile};
 use qtk_qcow2::MappingKind;
 
 use crate::chain::{Run, in_memory};
@@ -95,6 +96,11 @@ impl Stretch {
         self.range.end - self.range.start
     }
 
+    /// Whether its bytes lie in a file as they are.
+    pub(crate) fn is_plain(&self) -> bool {
+        self.run.as_ref().is_some_and(|run| matches!(run.kind, MappingKind::Data { .. }))
+    }
+
     /// Where the stretch's compressed cluster lies.
     pub(crate) fn origin(&self) -> Option<Origin> {
         let run = self.run.as_ref()?;
@@ -108,6 +114,15 @@ impl Stretch {
 }
 
 impl Disk {
+    /// The file that a stretch lies in as it is, if there is one, and where.
+    pub(crate) fn plain_place(&self, stretch: &Stretch) -> Option<(&Arc<RawFile>, u64)> {
+        let run = stretch.run.as_ref()?;
+        match run.kind {
+            MappingKind::Data { host } => Some((self.layer((stretch.part, run.depth)).data_file(), host.0)),
+            _ => None,
+        }
+    }
+
     pub(crate) fn new(sources: &[Image], overlay: bool) -> Self {
         let mut disk = Self { parts: Vec::new(), size: 0, overlay, end_beneath: None };
         sources.iter().for_each(|image| disk.push(image, 0..image.size()));

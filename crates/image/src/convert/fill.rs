@@ -16,6 +16,7 @@ use super::disk::{Class, Disk, Stretch};
 use super::once::digest;
 use super::pack::Packer;
 use super::plan::{Chunk, Job, Zeroes};
+use super::twin::Twin;
 use super::unit::{Origin, Piece, Unit};
 
 /// How the target stores what is written to it.
@@ -115,12 +116,18 @@ impl Filler<'_> {
     /// Reads what must be read, and says what each part of the unit is.
     fn read(&self, unit: &mut Unit, chunks: Vec<Chunk>) -> Result<Vec<Part>, Error> {
         let mut parts: Vec<Part> = Vec::new();
-        for Chunk { stretch, ends, problem } in chunks {
+        for Chunk { stretch, ends, problem, unseen } in chunks {
             if let Some(source) = problem {
                 let warning = ConvertWarning::NoStatus { offset: stretch.range.start, source };
                 unit.warnings.push(warning);
             }
-            self.read_chunk(unit, &mut parts, &stretch)?;
+            if unseen {
+                let bytes = unit.positions(&stretch.range);
+                self.add_twin(unit, bytes.clone(), &stretch, false);
+                add_part(&mut parts, bytes, Content::Data);
+            } else {
+                self.read_chunk(unit, &mut parts, &stretch)?;
+            }
             if let Some(last) = parts.last_mut() {
                 last.ends = ends;
             }
@@ -148,6 +155,10 @@ impl Filler<'_> {
                     add_part(parts, bytes, Content::Data);
                     return Ok(());
                 }
+                // What could not be read must not be taken over.
+                if !self.salvage {
+                    self.add_twin(unit, bytes.clone(), stretch, true);
+                }
                 let start = bytes.start;
                 self.shape.detection.split(&unit.plain[bytes], stretch.range.start, |part, hole| {
                     let bytes = start + part.start..start + part.end;
@@ -156,6 +167,13 @@ impl Filler<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Notes where a stretch lies in a file as it is, if it does.
+    fn add_twin(&self, unit: &mut Unit, bytes: Range<usize>, stretch: &Stretch, read: bool) {
+        if let Some((file, at)) = self.disk.plain_place(stretch) {
+            unit.twins.push(Twin { bytes, file: file.clone(), at, read });
+        }
     }
 
     pub(super) fn read_data(&self, unit: &mut Unit, bytes: Range<usize>, stretch: &Stretch) -> Result<(), Error> {

@@ -10,6 +10,7 @@ mod pack;
 mod plan;
 mod sink;
 mod target;
+mod twin;
 mod unit;
 mod zeroes;
 
@@ -59,6 +60,9 @@ pub struct ConvertOptions {
     pub salvage: bool,
     /// Whether an existing target is known to read as zeroes, so that zeroes need not be written.
     pub target_is_zero: bool,
+    /// Copy data that is stored plain without a look at it, so that zeroes in it stay data. From the first data on that is
+    /// compressed, all is looked at. Only into a new target that is neither compressed nor to store equal clusters once.
+    pub offload: bool,
     /// Most bytes to write in a second.
     pub rate_limit: Option<NonZeroU64>,
     /// Which persistent dirty bitmaps of the source the target gets.
@@ -78,6 +82,7 @@ impl Default for ConvertOptions {
             unused: Vec::new(),
             salvage: false,
             target_is_zero: false,
+            offload: false,
             rate_limit: None,
             bitmaps: BitmapCopy::None,
             threads: None,
@@ -172,6 +177,8 @@ pub struct ConvertReport {
     pub copied: u64,
     /// Bytes stored plain.
     pub plain_bytes: u64,
+    /// How many of them have their blocks on the host's disk in common with a source, where the file system can do that.
+    pub reflinked: u64,
     /// Clusters that share what is stored for another one that is alike.
     pub shared: u64,
     /// Bytes that they would have taken.

@@ -26,6 +26,8 @@ pub(crate) struct Chunk {
     pub(crate) ends: bool,
     /// Why it is not known how the stretch is stored.
     pub(crate) problem: Option<Error>,
+    /// Whether it is to be copied without a look at it.
+    pub(crate) unseen: bool,
 }
 
 /// Cuts a disk into jobs, in order. What need not be written is left out.
@@ -56,6 +58,8 @@ pub(crate) struct Rules {
     pub(crate) zeroes: Zeroes,
     /// Whether to go on where it cannot be found out how the disk is stored.
     pub(crate) salvage: bool,
+    /// Whether to copy data unseen, until there is some of which that cannot be done.
+    pub(crate) offload: bool,
 }
 
 /// What becomes of zeroes that the source need not store.
@@ -114,14 +118,19 @@ impl<'a> Plan<'a> {
             let stretch = self.stretch()?;
             let request_end = at + REQUEST - (at - stretch.range.start) % REQUEST;
             let stop = stretch.range.end.min(request_end);
-            // A request that would be cut begins the next job.
-            if stop > end && !chunks.is_empty() && self.rules.cuts_anywhere {
+            // A request that would be cut begins the next job, if it is looked at.
+            if stop > end && !chunks.is_empty() && self.rules.cuts_anywhere && !self.rules.offload {
                 break;
             }
             let range = at..stop.min(end);
             self.advance(&stretch, range.end);
             let ends = range.end == stop;
-            chunks.push(Chunk { stretch: stretch.cut(range), ends, problem: self.problem.take() });
+            if stretch.class == Class::Data && !stretch.is_plain() {
+                // As in QEMU, for good.
+                self.rules.offload = false;
+            }
+            let unseen = self.rules.offload && stretch.class == Class::Data;
+            chunks.push(Chunk { stretch: stretch.cut(range), ends, problem: self.problem.take(), unseen });
         }
         Ok(Job::Fill(chunks))
     }

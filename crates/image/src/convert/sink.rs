@@ -1,15 +1,17 @@
 use std::io;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use qtk_block::{BlockRead, BlockWrite, HostStorage};
-use qtk_qcow2::{GuestOffset, ImageWriter, PackedCluster, Tally};
+use qtk_qcow2::{GuestOffset, ImageWriter, PackedCluster, Placed, Tally};
 
 use crate::{Error, Transaction};
 
 use super::ConvertReport;
 use super::bitmaps::CopiedBitmaps;
 use super::once;
+use super::twin::Storer;
 use super::unit::{Origin, Piece, Unit};
 
 /// Where the units go.
@@ -18,6 +20,7 @@ pub(crate) struct Sink {
     output: Output,
     /// Whether the target has what it takes to store the copy: an external data file holds no compressed clusters.
     able: bool,
+    storer: Storer,
     pub(crate) report: ConvertReport,
 }
 
@@ -46,7 +49,16 @@ impl Sink {
     }
 
     fn new(path: &Path, output: Output, able: bool) -> Self {
-        Self { path: path.to_owned(), output, able, report: ConvertReport::default() }
+        Self { path: path.to_owned(), output, able, storer: Storer::default(), report: ConvertReport::default() }
+    }
+
+    /// Whether it can copy from files what was not read.
+    pub(crate) fn takes_files(&self) -> bool {
+        match &self.output {
+            Output::Raw(file) => file.as_raw_file().is_some(),
+            Output::Qcow2 { .. } => true,
+            Output::Existing(_) => false,
+        }
     }
 
     pub(crate) fn put(&mut self, unit: &Unit) -> Result<(), Error> {
@@ -84,10 +96,28 @@ impl Sink {
                 Output::Existing(transaction) => transaction.zero(range.clone()),
             },
             _ if !self.able => Err(io::ErrorKind::Unsupported.into()),
-            [Piece::Plain { bytes }] => self.put_plain(unit, &unit.plain[bytes.clone()], start),
+            [Piece::Plain { bytes }] => self.put_read(unit, bytes, start),
             [Piece::Stored { bytes, .. }] => self.put_plain(unit, &unit.packed[bytes.clone()], start),
             streams => self.put_streams(streams, &unit.packed),
         }
+    }
+
+    /// Puts a part of [`Unit::plain`] into the target, which need not have been read where it has a twin.
+    fn put_read(&mut self, unit: &Unit, bytes: &Range<usize>, start: u64) -> io::Result<()> {
+        let len = unit.on_disk(&unit.plain[bytes.clone()], start).len();
+        let bytes = bytes.start..bytes.start + len;
+        match &mut self.output {
+            Output::Raw(file) => self.storer.store(file, unit, bytes, start)?,
+            Output::Qcow2 { writer, .. } => {
+                for Placed { host, piece } in writer.place(GuestOffset(start), len as u64)? {
+                    let part = bytes.start + piece.start..bytes.start + piece.end;
+                    self.storer.store(&mut **writer, unit, part, host.0)?;
+                }
+            }
+            Output::Existing(_) => return self.put_plain(unit, &unit.plain[bytes], start),
+        }
+        self.report.plain_bytes += len as u64;
+        Ok(())
     }
 
     fn put_plain(&mut self, unit: &Unit, bytes: &[u8], start: u64) -> io::Result<()> {
@@ -142,7 +172,7 @@ impl Sink {
 
     /// Completes the target and returns what was done.
     pub(crate) fn finish(self) -> Result<ConvertReport, Error> {
-        let mut report = self.report;
+        let mut report = ConvertReport { reflinked: self.storer.shared, ..self.report };
         report.file_size = match self.output {
             Output::Raw(file) => file.size(),
             Output::Qcow2 { writer, .. } => {

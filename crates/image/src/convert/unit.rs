@@ -5,6 +5,8 @@ use qtk_qcow2::{Digest, GuestCluster};
 use crate::ConvertWarning;
 use crate::chain::in_memory;
 
+use super::twin::Twin;
+
 /// A stretch of the disk, read and, where asked, compressed.
 #[derive(Debug, Default)]
 pub(crate) struct Unit {
@@ -21,6 +23,8 @@ pub(crate) struct Unit {
     pub(crate) packed_len: usize,
     /// The digests of the clusters to be written, in order, where equal ones are to be stored once.
     pub(crate) digests: Vec<Digest>,
+    /// What of [`plain`](Self::plain) lies in a source's file in the same way, in order.
+    pub(crate) twins: Vec<Twin>,
 }
 
 /// A part of a unit.
@@ -92,6 +96,7 @@ impl Unit {
         self.packed_len = 0;
         self.pieces.clear();
         self.digests.clear();
+        self.twins.clear();
         self.warnings.clear();
         self.plain[in_memory(range.end - range.start)..].fill(0);
         self.range = range;

@@ -41,6 +41,9 @@ impl Case<'_> {
                 "-c" => options.compress = true,
                 "-S" => options.sparse_size = flags.next().unwrap().parse().unwrap(),
                 "-n" => existing = true,
+                "-C" => options.offload = true,
+                // What QEMU has looked at before it fails to offload depends on how much it does at once.
+                "-m" => assert_eq!(flags.next(), Some(&"1")),
                 "--target-is-zero" => options.target_is_zero = true,
                 "--salvage" => options.salvage = true,
                 "--bitmaps" => options.bitmaps = BitmapCopy::All,
@@ -151,6 +154,46 @@ fn into_new_images() {
             (Format::Qcow2, "preallocation=metadata,extended_l2=on", &[]),
         ] {
             Case { sources: &[source], format, options, flags }.compare(&folder);
+        }
+    }
+}
+
+#[test]
+fn offloaded() {
+    let folder = images();
+    // Of a file that ends within a sector QEMU looks at the end all the same.
+    let sources: Vec<&str> = SOURCES.into_iter().filter(|source| *source != "solid.raw").collect();
+    for source in &sources {
+        for (format, options) in [
+            (Format::Raw, ""),
+            (Format::Qcow2, ""),
+            (Format::Qcow2, "cluster_size=512"),
+            (Format::Qcow2, "cluster_size=2097152"),
+            (Format::Qcow2, "extended_l2=on"),
+            (Format::Qcow2, "preallocation=falloc"),
+            (Format::Qcow2, "backing_file=packed.qcow2,backing_fmt=qcow2"),
+        ] {
+            Case { sources: &[source], format, options, flags: &["-C", "-m", "1"] }.compare(&folder);
+        }
+    }
+    Case { sources: &sources, format: Format::Qcow2, options: "", flags: &["-C", "-m", "1"] }.compare(&folder);
+}
+
+#[test]
+fn offloaded_to_another_file_system() {
+    let (folder, elsewhere) = (images(), tempfile::tempdir_in("/dev/shm").unwrap());
+    let options = ConvertOptions { offload: true, ..ConvertOptions::default() };
+    for source in SOURCES {
+        for format in [Format::Raw, Format::Qcow2] {
+            let image = Image::open(folder.file(source), &OpenOptions::default()).unwrap();
+            let (path, new) = (elsewhere.path().join("out"), new_image(format, ""));
+            let target = Target::New { path: &path, image: &new };
+            convert(&[image], target, &options, &mut |_| {}, &NoProgress).unwrap();
+            let path = path.to_str().unwrap();
+            folder.qemu_img(&["compare", "-F", format.name(), source, path]);
+            if format == Format::Qcow2 {
+                folder.check(path);
+            }
         }
     }
 }

@@ -45,6 +45,13 @@ impl Batch {
         Ok(())
     }
 
+    /// Says that somebody else writes from here to `end`: what is collected goes out before, and no gap is filled there.
+    pub(super) fn pass_over(&mut self, end: HostOffset) -> Result<(), Error> {
+        self.flush()?;
+        self.start = self.start.max(end.0);
+        Ok(())
+    }
+
     pub(super) fn flush(&mut self) -> Result<(), Error> {
         if !self.bytes.is_empty() {
             self.file.write(&self.bytes, HostOffset(self.start))?;

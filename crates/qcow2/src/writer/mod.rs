@@ -120,29 +120,49 @@ impl ImageWriter {
     /// Stores a piece of the guest's disk. A cluster that is written in part reads as zeroes elsewhere, even with a backing
     /// file beneath; where there are subclusters, that holds for each of them.
     pub fn write(&mut self, offset: GuestOffset, bytes: &[u8]) -> Result<(), Error> {
+        for Placed { host, piece } in self.place(offset, bytes.len() as u64)? {
+            self.put(host, &bytes[piece])?;
+        }
+        Ok(())
+    }
+
+    /// Gives a piece of the guest's disk its place, as [`write`](Self::write) does. The caller fills it: by [`put`](Self::put), or
+    /// in the [file](Self::storage_for) itself.
+    pub fn place(&mut self, offset: GuestOffset, len: u64) -> Result<Vec<Placed>, Error> {
         let bits = self.mapper.options.cluster_bits;
-        let end = self.advance(offset.0, bytes.len() as u64)?;
+        let end = self.advance(offset.0, len)?;
+        let mut places = Vec::new();
         let mut at = offset.0;
         while at < end {
             let (host, clusters) = self.mapper.place(at >> bits.bits()..bits.clusters_for(end))?;
             let part = at..end.min(((at >> bits.bits()) + clusters) << bits.bits());
             self.mapper.mark_data(part.clone())?;
-            let bytes = &bytes[in_memory(at - offset.0)..in_memory(part.end - offset.0)];
             let host = host.plus(bits.offset_within(at));
-            let end = (host.0 + bytes.len() as u64).next_multiple_of(1 << self.mapper.format.grain_bits());
-            match &mut self.data {
-                Some(data) => {
-                    data.put(host, bytes)?;
-                    self.data_end = end;
-                }
-                None => {
-                    self.mapper.image.put(host, bytes)?;
-                    self.mapper.reach(end);
-                }
+            let end = (host.0 + (part.end - part.start)).next_multiple_of(1 << self.mapper.format.grain_bits());
+            match &self.data {
+                Some(_) => self.data_end = end,
+                None => self.mapper.reach(end),
             }
+            places.push(Placed { host, piece: in_memory(part.start - offset.0)..in_memory(part.end - offset.0) });
             at = part.end;
         }
-        Ok(())
+        Ok(places)
+    }
+
+    /// Fills a part of a place.
+    pub fn put(&mut self, host: HostOffset, bytes: &[u8]) -> Result<(), Error> {
+        self.data_batch().put(host, bytes)
+    }
+
+    /// The file that holds the guest's data, for who fills `range` of it, in bytes and a part of a place, with what is no memory's.
+    pub fn storage_for(&mut self, range: Range<u64>) -> Result<&dyn HostStorage, Error> {
+        let batch = self.data_batch();
+        batch.pass_over(HostOffset(range.end))?;
+        Ok(&*batch.file.storage)
+    }
+
+    fn data_batch(&mut self) -> &mut Batch {
+        self.data.as_mut().unwrap_or(&mut self.mapper.image)
     }
 
     /// Makes a range of the guest's disk read as zeroes whatever lies beneath. Needed on a backing file only.
@@ -261,6 +281,15 @@ impl ImageWriter {
         self.advance(start, size.min(self.mapper.options.size.saturating_sub(start)).max(1))?;
         Ok(())
     }
+}
+
+/// Where a part of a piece lies in the file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Placed {
+    /// Its place in the file that holds the guest's data.
+    pub host: HostOffset,
+    /// Which bytes of the piece go there.
+    pub piece: Range<usize>,
 }
 
 /// Gives a file a new size, and the range that it grows by its space.

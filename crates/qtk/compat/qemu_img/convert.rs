@@ -46,7 +46,7 @@ struct Request {
     cache: Option<String>,
     /// `-T`.
     source_cache: Option<String>,
-    /// `-C`: copies are made by the kernel where it can, so that there is nothing to ask for.
+    /// `-C`.
     offload: bool,
     compress: bool,
     /// `-n`.
@@ -280,6 +280,7 @@ impl Request {
             compress: self.compress,
             salvage: self.salvage,
             target_is_zero: self.target_is_zero,
+            offload: self.offload,
             rate_limit: self.rate_limit,
             bitmaps: match (self.bitmaps, self.skip_broken_bitmaps) {
                 (false, _) => BitmapCopy::None,
