@@ -1,6 +1,8 @@
 //! Images made, changed and judged by the real tools.
 #![allow(dead_code, clippy::unwrap_used, reason = "every test program uses its own part of this module")]
 
+pub(crate) mod crash;
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::Arc;
