@@ -20,8 +20,10 @@ pub(crate) const UNIT: u64 = 1 << 20;
 /// The same where the target's layout depends on what is written at once: as much as `qemu-img convert` writes.
 pub(crate) const LARGE_UNIT: u64 = REQUEST;
 
-/// Bytes that the buffers of a copy take together.
+/// Bytes that the buffers of a copy take together at most.
 const MEMORY: u64 = 36 << 20;
+/// And where units can be small: codecs take 0.6 to 0.8 MB for each thread as well.
+const MEMORY_OF_SMALL: u64 = 12 << 20;
 /// Smaller units than this are not worth handing to a thread.
 const SMALL_UNIT: u64 = 64 << 10;
 
@@ -48,11 +50,11 @@ impl Shape {
         let mut unit = self.unit.max(smallest);
         // Each thread has a unit under way and, where it packs, a buffer that it reads into.
         let per_thread = if self.packing.is_some() { 2 } else { 1 };
-        let fitting = |unit: u64| in_memory((MEMORY / unit).saturating_sub(BESIDES) / per_thread);
-        while unit > smallest && fitting(unit) < threads {
+        let fitting = |memory: u64, unit: u64| in_memory((memory / unit).saturating_sub(BESIDES) / per_thread);
+        while unit > smallest && fitting(MEMORY_OF_SMALL, unit) < threads {
             unit /= 2;
         }
-        (threads.min(fitting(unit)).max(1), unit)
+        (threads.min(fitting(MEMORY, unit)).max(1), unit)
     }
 
     fn rules(&self, unit: u64, salvage: bool, offload: bool) -> Rules {
@@ -159,6 +161,6 @@ mod tests {
             }
         }
         assert_eq!(shape(Some(16), UNIT).lanes(2), (2, UNIT));
-        assert_eq!(shape(Some(16), UNIT).lanes(64), (64, 256 << 10));
+        assert_eq!(shape(Some(16), UNIT).lanes(64), (64, 64 << 10));
     }
 }
