@@ -8,6 +8,7 @@ mod documentation;
 mod image_verbs;
 mod locks;
 mod main_job;
+mod mkfs;
 mod qemu_img;
 mod qemu_json;
 mod sparsify;

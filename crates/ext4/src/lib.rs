@@ -30,7 +30,7 @@ mod superblock;
 mod xattr;
 
 pub use check::{CheckOptions, CheckReport, Finding, FindingKind, check};
-pub use editor::{EditOptions, Editor, NewNode, NodeKind, SetAttributes};
+pub use editor::{EditOptions, Editor, NewNode, NodeKind, PlacedRun, SetAttributes};
 pub use error::{Error, Place, Result};
 pub use fs::Ext4;
 pub use ids::{BlockNr, GroupNr, Ino};

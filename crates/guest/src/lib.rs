@@ -11,8 +11,10 @@ mod files;
 pub mod inject;
 mod list;
 mod mode;
+pub mod populate;
 mod users;
 mod walk;
+mod xattr;
 
 pub use chown::{ChownOptions, chmod, chown};
 pub use error::{Error, Result};

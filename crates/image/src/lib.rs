@@ -6,6 +6,7 @@
 //! what `qemu-img` would say about an image.
 
 mod bench;
+mod build;
 mod chain;
 mod commit;
 mod compare;
@@ -37,6 +38,7 @@ mod storage;
 mod transaction;
 
 pub use bench::{BenchOptions, bench};
+pub use build::build_image;
 pub use chain::{Chain, Run, Runs};
 pub use commit::{CommitOptions, commit};
 pub use compare::{Comparison, compare};

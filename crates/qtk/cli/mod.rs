@@ -26,6 +26,8 @@ mod ls;
 mod map;
 mod measure;
 mod mkdir;
+mod mkfs;
+mod mkfs_options;
 mod mv;
 mod new_image;
 mod rebase;
@@ -85,6 +87,7 @@ pub(crate) enum Verb {
     Stat(stat::Stat),
     Write(write::Write),
     Mkdir(mkdir::Mkdir),
+    Mkfs(mkfs::Mkfs),
     Mv(mv::Mv),
     Ln(ln::Ln),
     Rm(rm::Rm),
@@ -129,6 +132,7 @@ pub(crate) fn run(verb: &Verb) -> anyhow::Result<ExitCode> {
         Verb::Stat(verb) => verb.run(),
         Verb::Write(verb) => verb.run(),
         Verb::Mkdir(verb) => verb.run(),
+        Verb::Mkfs(verb) => verb.run(),
         Verb::Mv(verb) => verb.run(),
         Verb::Ln(verb) => verb.run(),
         Verb::Rm(verb) => verb.run(),

@@ -55,7 +55,7 @@ impl Editor {
         self.put_inode(inode)
     }
 
-    fn writable_file(&self, ino: Ino) -> Result<Inode> {
+    pub(super) fn writable_file(&self, ino: Ino) -> Result<Inode> {
         let inode = self.fs.regular_file(ino)?;
         if inode.has(FLAG_IMMUTABLE | FLAG_APPEND) {
             let reason = "the file must not be changed (chattr +i or +a)";
@@ -64,7 +64,7 @@ impl Editor {
         Ok(inode)
     }
 
-    fn check_size(&self, ino: Ino, size: u64) -> Result<()> {
+    pub(super) fn check_size(&self, ino: Ino, size: u64) -> Result<()> {
         let geometry = self.fs.geometry();
         let reach = if self.uses_extents() { extent::END } else { block_map::end(geometry.block_len()) };
         if geometry.blocks_for(size) > reach.min(extent::END) { Err(Error::FileTooLarge(ino)) } else { Ok(()) }
@@ -164,7 +164,7 @@ impl Editor {
         Ok(())
     }
 
-    fn set_size(&mut self, inode: &mut Inode, size: u64) {
+    pub(super) fn set_size(&mut self, inode: &mut Inode, size: u64) {
         inode.set_size(size);
         if size > LARGE {
             self.modify_superblock(Superblock::set_large_file);

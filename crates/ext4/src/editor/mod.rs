@@ -9,6 +9,7 @@ mod inodes;
 mod links;
 mod map;
 mod node;
+mod placed;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -31,6 +32,7 @@ pub use attributes::SetAttributes;
 use blocks::BlockRange;
 pub(crate) use file::LARGE;
 pub use node::{NewNode, NodeKind};
+pub use placed::PlacedRun;
 
 /// How an [`Editor`] works.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

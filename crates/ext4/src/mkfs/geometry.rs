@@ -70,7 +70,7 @@ impl Plan {
             plan.features.compat &= !compat::RESIZE_INODE;
         }
         plan.fit(options, inodes_wanted(options, usage, size, &plan)?)?;
-        plan.reserved_blocks = reserved_blocks(options, plan.blocks)?;
+        plan.reserved_blocks = reserved_blocks(options, &plan)?;
         Ok(plan)
     }
 
@@ -220,10 +220,13 @@ fn inodes_wanted(options: &MkfsOptions, usage: Usage, size: u64, plan: &Plan) ->
     clippy::cast_sign_loss,
     reason = "a percentage"
 )]
-fn reserved_blocks(options: &MkfsOptions, blocks: u64) -> Result<u64> {
+fn reserved_blocks(options: &MkfsOptions, plan: &Plan) -> Result<u64> {
+    let blocks = plan.blocks;
     match options.reserved {
         Reserved::Percent(percent) if (0.0..=50.0).contains(&percent) => Ok((percent * blocks as f64 / 100.0) as u64),
-        Reserved::Blocks(count) if count <= blocks / 2 => Ok(count),
+        Reserved::Bytes(bytes) if bytes.div_ceil(plan.block_size.into()) <= blocks / 2 => {
+            Ok(bytes.div_ceil(plan.block_size.into()))
+        }
         _ => Err(MkfsError::invalid("no more than half of the blocks can be reserved")),
     }
 }

@@ -16,8 +16,9 @@ mod write;
 use qtk_block::BlockWrite;
 
 use crate::Error;
+use crate::checksum::crc32c;
 use crate::features::compat;
-use crate::superblock::Superblock;
+use crate::superblock::{RawSuperblock, Superblock};
 use geometry::Plan;
 use inodes::Contents;
 use layout::Layout;
@@ -63,10 +64,18 @@ pub struct Formatted {
     pub blocks: u64,
     /// Blocks that files can have.
     pub free_blocks: u64,
+    /// Of those, blocks for the superuser.
+    pub reserved_blocks: u64,
     /// All inodes.
     pub inodes: u32,
-    /// Whether there is a journal; a device of less than 2048 blocks has no room for one.
+    /// Inodes that files can have.
+    pub free_inodes: u32,
+    /// Bytes in an inode.
+    pub inode_size: u16,
+    /// Whether there is a journal.
     pub has_journal: bool,
+    /// Whether one was wanted, but a file system of less than 2048 blocks has no room for it.
+    pub journal_left_out: bool,
 }
 
 /// Makes a file system on all of `device`, whose content is lost. The device is flushed.
@@ -74,21 +83,51 @@ pub struct Formatted {
 /// # Errors
 /// Before anything is written: [`MkfsError::Invalid`] and its like where the options or the size do not allow it.
 pub fn format(device: &dyn BlockWrite, options: &MkfsOptions) -> Result<Formatted> {
-    let mut plan = Plan::new(options, device.size())?;
+    lay_out(device.size(), options, |raw, layout, contents| write::write(device, options, raw, layout, contents))
+}
+
+/// What [`format`] would make on a device of `size` bytes.
+pub fn plan(size: u64, options: &MkfsOptions) -> Result<Formatted> {
+    lay_out(size, options, |_, _, _| Ok(()))
+}
+
+fn lay_out(
+    size: u64,
+    options: &MkfsOptions,
+    then: impl FnOnce(&RawSuperblock, &Layout<'_>, &Contents<'_>) -> Result<(), Error>,
+) -> Result<Formatted> {
+    let mut plan = Plan::new(options, size)?;
+    let wanted_journal = plan.features.has_compat(compat::HAS_JOURNAL);
     if !journal::fits(&plan) {
         plan.features.compat &= !(compat::HAS_JOURNAL | compat::ORPHAN_FILE);
     }
     let mut raw = superblock::build(options, &plan)?;
-    let parsed = Superblock::parse(&raw.seal(), device.size())?;
+    let parsed = Superblock::parse(&raw.seal(), size)?;
     let mut layout = Layout::new(&plan, &parsed, options.stride.into())?;
     let contents = Contents::new(options, &mut layout, &parsed)?;
     superblock::complete(&mut raw, &layout, &contents);
-    write::write(device, options, &raw, &layout, &contents)?;
+    then(&raw, &layout, &contents)?;
     Ok(Formatted {
         block_size: plan.block_size,
         blocks: plan.blocks,
         free_blocks: layout.all_free_blocks(),
+        reserved_blocks: plan.reserved_blocks,
         inodes: raw.inodes_count.get(),
+        free_inodes: raw.free_inodes.get(),
+        inode_size: plan.inode_size,
         has_journal: layout.has_journal(),
+        journal_left_out: wanted_journal && !layout.has_journal(),
     })
+}
+
+/// An identity, in the form of a random UUID, that is the same whenever it is made of the same bytes.
+#[must_use]
+pub fn stable_uuid(of: &[u8]) -> [u8; 16] {
+    let mut uuid = [0; 16];
+    for (at, word) in (0_u8..).zip(uuid.chunks_exact_mut(4)) {
+        word.copy_from_slice(&crc32c(crc32c(!0, &[at]), of).to_le_bytes());
+    }
+    uuid[6] = uuid[6] & 0x0f | 0x40;
+    uuid[8] = uuid[8] & 0x3f | 0x80;
+    uuid
 }

@@ -104,8 +104,8 @@ impl FromStr for Usage {
 pub enum Reserved {
     /// Of all blocks, up to 50.
     Percent(f64),
-    /// This many.
-    Blocks(u64),
+    /// This many bytes of them.
+    Bytes(u64),
 }
 
 /// What the kernel does when it finds the file system damaged.

@@ -6,8 +6,8 @@ use zerocopy::little_endian::U32;
 use super::geometry::{FIRST_INO, Plan};
 use super::inodes::{Contents, JOURNAL, ORPHAN_FILE};
 use super::layout::Layout;
-use super::{ErrorBehaviour, MkfsError, MkfsOptions, Result};
-use crate::checksum::{Seed, crc32c};
+use super::{ErrorBehaviour, MkfsError, MkfsOptions, Result, stable_uuid};
+use crate::checksum::Seed;
 use crate::features::{compat, incompat, ro_compat};
 use crate::superblock::{CHECKSUM_TYPE_CRC32C, FLAG_SIGNED_HASH, MAGIC, RawSuperblock, STATE_CLEAN, SUPERBLOCK_LEN};
 
@@ -99,24 +99,13 @@ fn set_times(raw: &mut RawSuperblock, now: i64) {
 }
 
 fn set_hash(raw: &mut RawSuperblock, options: &MkfsOptions) {
-    let seed = options.hash_seed.unwrap_or_else(|| hash_seed_of(&options.uuid));
+    let seed = options.hash_seed.unwrap_or_else(|| stable_uuid(&options.uuid));
     let (words, _) = seed.as_chunks::<4>();
     for (word, &bytes) in raw.hash_seed.iter_mut().zip(words) {
         *word = u32::from_le_bytes(bytes).into();
     }
     raw.def_hash_version = HALF_MD4;
     raw.flags = FLAG_SIGNED_HASH.into();
-}
-
-/// A seed that differs wherever the identity does, in the form of a random UUID.
-fn hash_seed_of(uuid: &[u8; 16]) -> [u8; 16] {
-    let mut seed = [0; 16];
-    for (at, word) in (0_u8..).zip(seed.chunks_exact_mut(4)) {
-        word.copy_from_slice(&crc32c(crc32c(!0, &[at]), uuid).to_le_bytes());
-    }
-    seed[6] = seed[6] & 0x0f | 0x40;
-    seed[8] = seed[8] & 0x3f | 0x80;
-    seed
 }
 
 /// The groups with backups under `sparse_super2`: the second and the last, or the second alone, which then comes second.

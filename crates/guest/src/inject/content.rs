@@ -8,6 +8,7 @@ use super::plan::{Kind, Planned};
 use crate::copy::BUFFER;
 use crate::error::{InGuest, OnHost, Result};
 use crate::files::pour;
+use crate::xattr::host_xattrs;
 
 /// Copies a host file's content into an empty file of the guest, holes as holes. Returns the file's size.
 pub(super) fn copy(tree: &mut Tree, item: &Planned, node: Node, path: &GuestPath) -> Result<u64> {
@@ -41,33 +42,7 @@ pub(super) fn copy(tree: &mut Tree, item: &Planned, node: Node, path: &GuestPath
     Ok(size)
 }
 
-/// What the kernel allows for a list of names, and for a value.
-const XATTR_LIMIT: usize = 1 << 16;
-
 /// The extended attributes that mean the same in a guest. One that cannot be read is left out.
 pub(super) fn xattrs(item: &Planned) -> Vec<Xattr> {
-    const KINDS: [&[u8]; 5] =
-        [b"user.", b"trusted.", b"security.capability", b"security.selinux", b"system.posix_acl_"];
-    let is_link = matches!(item.kind, Kind::Symlink(_));
-    let path = &item.path;
-    let mut list = vec![0; XATTR_LIMIT];
-    let listed = if is_link {
-        rustix::fs::llistxattr(path, list.as_mut_slice())
-    } else {
-        rustix::fs::listxattr(path, list.as_mut_slice())
-    };
-    list.truncate(listed.unwrap_or(0));
-    let names = list.split(|&byte| byte == 0).filter(|name| KINDS.iter().any(|kind| name.starts_with(kind)));
-    names
-        .filter_map(|name| {
-            let mut value = vec![0; XATTR_LIMIT];
-            let read = if is_link {
-                rustix::fs::lgetxattr(path, name, value.as_mut_slice())
-            } else {
-                rustix::fs::getxattr(path, name, value.as_mut_slice())
-            };
-            value.truncate(read.ok()?);
-            Some((name.to_vec(), value))
-        })
-        .collect()
+    host_xattrs(&item.path, matches!(item.kind, Kind::Symlink(_)))
 }
