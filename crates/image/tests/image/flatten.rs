@@ -193,7 +193,9 @@ fn slack(path: &std::path::Path) -> (u64, usize) {
 #[test]
 fn copied_streams_end_where_they_end() {
     let folder = Folder::new();
-    let text = |seed: u8| (0..(96_u32 << 16)).map(move |at| b"some text"[at as usize % 9] ^ (at >> 13) as u8 ^ seed);
+    let text = |seed: u8| {
+        (0..(96_u32 << 16)).map(move |at| b"some text"[at as usize % 9] ^ (at >> 13).to_le_bytes()[0] ^ seed)
+    };
     std::fs::write(folder.file("base.raw"), text(0).collect::<Vec<u8>>()).unwrap();
     std::fs::write(folder.file("new"), text(77).take(64 << 10).collect::<Vec<u8>>()).unwrap();
     for codec in ["zlib", "zstd"] {
