@@ -265,7 +265,7 @@ fn runs_of_streams_are_stored_as_single_streams_are() {
     let folder = tempfile::tempdir().unwrap();
     let bits = ClusterBits::new(12).unwrap();
     let options = CreateOptions { size: 8 << 20, cluster_bits: bits, ..CreateOptions::default() };
-    let bytes: Vec<u8> = (0..600_000_u32).map(|at| (at >> 3) as u8 ^ at as u8).collect();
+    let bytes: Vec<u8> = (0..600_000_u32).map(|at| (at >> 3).to_le_bytes()[0] ^ at.to_le_bytes()[0]).collect();
     // Streams of all lengths, with gaps between some; a plain cluster ends each run of 100.
     let streams: Vec<_> = (0..1500_usize)
         .map(|index| {
