@@ -22,7 +22,7 @@ const EXT4: Features = Features {
 /// What came with e2fsprogs 1.47, and Debian 12 takes back.
 const LATE: Features = Features { compat: compat::ORPHAN_FILE, incompat: incompat::CSUM_SEED, ro_compat: 0 };
 
-/// Everything that [`format`](super::format) can lay out.
+/// Everything that [`format()`](super::format()) can lay out.
 const SUPPORTED: Features = Features {
     compat: BASE.compat | EXT4.compat | LATE.compat | compat::SPARSE_SUPER2 | compat::STABLE_INODES,
     incompat: BASE.incompat

@@ -86,7 +86,7 @@ pub fn format(device: &dyn BlockWrite, options: &MkfsOptions) -> Result<Formatte
     lay_out(device.size(), options, |raw, layout, contents| write::write(device, options, raw, layout, contents))
 }
 
-/// What [`format`] would make on a device of `size` bytes.
+/// What [`format()`] would make on a device of `size` bytes.
 pub fn plan(size: u64, options: &MkfsOptions) -> Result<Formatted> {
     lay_out(size, options, |_, _, _| Ok(()))
 }
