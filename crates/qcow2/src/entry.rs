@@ -88,6 +88,10 @@ impl L2Format {
 
     /// The entries of a stored table.
     pub(crate) fn decode(self, bytes: &[u8]) -> Box<[L2Entry]> {
+        let words = bytes.as_chunks::<8>().0.iter().map(|&word| u64::from_be_bytes(word));
+        if !self.extended {
+            return words.map(|word| L2Entry { word, subclusters: 0 }).collect();
+        }
         (0..bytes.len() / self.entry_len()).map(|index| self.load(bytes, index)).collect()
     }
 
@@ -234,6 +238,19 @@ impl L2Entry {
         } else {
             Cluster::Unallocated
         }
+    }
+
+    /// How many of the entries that follow this one, which makes sense, do so with plain data that follows its own in a file that
+    /// ends at `host_end`. With subclusters or an external data file it is not told.
+    pub(crate) fn continued_by(self, following: &[Self], format: L2Format, host_end: u64) -> usize {
+        let Cluster::Data { host } = self.decode(format) else { return 0 };
+        if format.extended || format.data_file {
+            return 0;
+        }
+        let bits = format.cluster_bits;
+        let in_file = bits.clusters_for(host_end.saturating_sub(host.0)).saturating_sub(1);
+        let expected = (1..=in_file).map(|clusters| self.word + (clusters << bits.bits()));
+        following.iter().zip(expected).take_while(|(next, expected)| next.word == *expected).count()
     }
 
     /// What the subclusters from `first` on read as, and how many of them do alike; for extended entries that are not compressed.

@@ -189,15 +189,18 @@ fn extend(tables: &impl L2Tables, run: &mut Run) -> Result<bool, Error> {
         return Ok(run.take(MappingKind::Unallocated, end));
     };
     let host_end = tables.host_end();
-    for (&entry, cluster) in table.iter().skip(in_memory(cluster % per_table)).zip(cluster..) {
-        if run.next == end {
-            break;
-        }
-        let kind =
-            checked(entry, GuestCluster(cluster), run.format, host_end).map_err(|what| tables.file().corrupt(what))?;
+    let mut rest = table.get(in_memory(cluster % per_table)..).unwrap_or_default();
+    while run.next < end
+        && let Some((&entry, following)) = rest.split_first()
+    {
+        let guest = GuestCluster(run.next / per_cluster);
+        let kind = checked(entry, guest, run.format, host_end).map_err(|what| tables.file().corrupt(what))?;
         if !run.take_cluster(entry, kind) {
             return Ok(false);
         }
+        let more = entry.continued_by(following, run.format, host_end).min(in_memory(end - run.next));
+        run.next += more as u64;
+        rest = &following[more..];
     }
     Ok(run.next == end)
 }
