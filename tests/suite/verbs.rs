@@ -2,7 +2,7 @@
 
 use std::process::Stdio;
 
-use crate::support::{Workshop, fails, json, ok};
+use crate::support::{Workshop, fails, json, ok, run};
 
 /// What debugfs says about a path on the guest's root file system.
 fn debugfs(workshop: &Workshop, image: &str, request: &str) -> String {
@@ -210,4 +210,28 @@ fn create_refuses_to_replace_an_image() {
     ok(&mut workshop.qtk("create --size 1G --cluster-size 4K --force base.qcow2"));
     let info = json(&mut workshop.qtk("info --json base.qcow2"));
     assert_eq!((&info["virtual-size"], &info["cluster-size"]), (&(1 << 30).into(), &4096.into()));
+}
+
+#[test]
+fn file_systems_are_checked_where_they_lie() {
+    let workshop = Workshop::new();
+    let text = ok(&mut workshop.qtk("fsck base.qcow2"));
+    for partition in [1, 16] {
+        assert!(text.contains(&format!("partition {partition}: ext4, clean: ")), "{text}");
+    }
+    let report = json(&mut workshop.qtk("fsck base.qcow2 --partition 1 --json"));
+    let found = &report["file-systems"][0];
+    assert_eq!((&found["verdict"], &found["complete"]), (&"clean".into(), &true.into()), "{report}");
+
+    ok(&mut workshop.sh("qemu-img", "convert -O raw base.qcow2 bad.raw"));
+    ok(&mut workshop.debugfs("bad.raw", &["-w", "-R", "set_inode_field /etc links_count 77"]));
+    let ran = run(&mut workshop.qtk("fsck bad.raw"));
+    assert_eq!(ran.code, 3, "{ran:?}");
+    assert!(ran.stdout.contains("it has 77 links") && ran.stdout.contains("damaged"), "{ran:?}");
+    let ran = run(&mut workshop.qtk("fsck bad.raw --json"));
+    assert!(ran.code == 3 && ran.stdout.contains("\"kind\": \"links\""), "{ran:?}");
+
+    workshop.write("nothing.raw", &[0; 1 << 20]);
+    fails(&mut workshop.qtk("fsck nothing.raw"), 1, &["nothing.raw", "no ext file system found"]);
+    fails(&mut workshop.qtk("fsck base.qcow2 --partition 77"), 1, &["no partition 77"]);
 }

@@ -2,6 +2,7 @@
 
 use std::num::NonZeroUsize;
 
+use super::ahead::ReadAhead;
 use super::index::IndexCheck;
 use super::state::{DirState, DirStates, Entries, InodeStates, Role};
 use super::{Claims, parallel};
@@ -14,8 +15,8 @@ use crate::metadata::FileType;
 use crate::{FindingKind, Ino, Place};
 
 const ROOT: u32 = 2;
-/// Blocks to read at once, in bytes.
-const PIECE: u64 = 256 << 10;
+/// Directories that a thread takes at once.
+const SHARE: usize = 64;
 /// The shortest name that encryption makes.
 const SHORTEST_ENCRYPTED: usize = 16;
 /// Where a record's name starts.
@@ -38,8 +39,11 @@ impl Directories<'_> {
             Entries::Blocks(runs) => runs.first().map_or(0, |run| run.start.0),
             Entries::Inline(_) => 0,
         });
-        parallel::map(threads, order.len(), Vec::new, |buffer, at| {
-            DirCheck { pass: self, dir: &self.dirs.0[order[at]] }.check(buffer)
+        let shares: Vec<&[usize]> = order.chunks(SHARE).collect();
+        parallel::map(threads, shares.len(), ReadAhead::default, |ahead, share| {
+            let dirs = || shares[share].iter().map(|&at| &self.dirs.0[at]);
+            ahead.expect(dirs());
+            dirs().try_for_each(|dir| DirCheck { pass: self, dir }.check(ahead))
         })
         .map(drop)
     }
@@ -56,10 +60,10 @@ impl DirCheck<'_> {
         self.pass.claims.findings.directory(self.dir.ino, block, text);
     }
 
-    fn check(&self, buffer: &mut Vec<u8>) -> Result<()> {
+    fn check(&self, ahead: &mut ReadAhead) -> Result<()> {
         match &self.dir.entries {
             Entries::Inline(areas) => self.inline(areas),
-            Entries::Blocks(_) => self.blocks(buffer)?,
+            Entries::Blocks(_) => self.blocks(ahead)?,
         }
         Ok(())
     }
@@ -68,7 +72,7 @@ impl DirCheck<'_> {
         self.pass.claims.check.fs.checksum_seed().map(|seed| seed.of_inode(self.dir.ino, self.dir.generation))
     }
 
-    fn blocks(&self, buffer: &mut Vec<u8>) -> Result<()> {
+    fn blocks(&self, ahead: &mut ReadAhead) -> Result<()> {
         let Entries::Blocks(runs) = &self.dir.entries else { return Ok(()) };
         let fs = self.pass.claims.check.fs;
         let block_len = fs.geometry().block_len();
@@ -80,16 +84,13 @@ impl DirCheck<'_> {
                 self.bad(u32::try_from(next).unwrap_or(u32::MAX), "the directory has a hole");
             }
             next = run.end();
-            let per_piece = PIECE.div_ceil(block_len as u64);
             let mut done = 0;
             while done < run.len {
-                let count = per_piece.min(run.len - done);
-                buffer.resize(usize::try_from(count).unwrap_or(0) * block_len, 0);
-                fs.read_device(buffer, fs.geometry().offset(run.start.plus(done)))?;
-                for (at, bytes) in (run.logical + done..).zip(buffer.chunks_exact(block_len)) {
-                    self.block(u32::try_from(at).unwrap_or(u32::MAX), bytes, index.as_mut());
+                let piece = ahead.read(fs, run.start.plus(done), run.len - done)?;
+                for bytes in piece.chunks_exact(block_len) {
+                    self.block(u32::try_from(run.logical + done).unwrap_or(u32::MAX), bytes, index.as_mut());
+                    done += 1;
                 }
-                done += count;
             }
         }
         if let Some(index) = index {

@@ -32,10 +32,13 @@ pub(super) fn read(check: &Check<'_>) -> Result<Option<Vec<GroupDescriptor>>> {
             loaded = Some(block);
         }
         let Some(bytes) = block_bytes.get(place) else { return Ok(None) };
-        let descriptor = GroupDescriptor::parse(bytes);
+        let mut descriptor = GroupDescriptor::parse(bytes);
         let stored = descriptor.checksum();
         if check.fs.descriptor_checksum(group, bytes).is_some_and(|checksum| checksum != stored) {
             check.findings.group(group, "the checksum of its descriptor is wrong");
+            // What it leaves out cannot be relied on.
+            descriptor.clear(INODE_UNINIT | BLOCK_UNINIT);
+            descriptor.set_itable_unused(0);
         }
         if !is_usable(check, group, &descriptor) {
             unusable += 1;

@@ -4,6 +4,7 @@
 //! threads share the groups or directories. Memory is one bit for each cluster of the groups in use and some bytes for each
 //! inode of the tables that were ever used.
 
+mod ahead;
 mod attributes;
 mod bitmaps;
 mod connect;
@@ -29,7 +30,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use qtk_block::BlockRead;
 
 use crate::error::{Error, Result};
-use crate::features::{Features, ro_compat};
+use crate::features::{Features, incompat, ro_compat};
 use crate::fs::Ext4;
 use crate::group::GroupDescriptor;
 use directories::Directories;
@@ -234,8 +235,20 @@ fn run(
     } else {
         findings.absorb(attempt);
     }
+    report.not_covered = not_covered(&check);
     report.is_complete = true;
     Ok(())
+}
+
+/// Parts of a file system that are read past.
+fn not_covered(check: &Check<'_>) -> Vec<&'static str> {
+    let parts = [
+        (check.has_ro_compat(ro_compat::QUOTA), "quota usage"),
+        (check.has_incompat(incompat::CASEFOLD), "the order of casefolded names other than ASCII"),
+        (check.has_incompat(incompat::MMP), "the state of multiple mount protection"),
+        (check.has_ro_compat(ro_compat::VERITY), "the content of verity files"),
+    ];
+    parts.into_iter().filter(|(present, _)| *present).map(|(_, part)| part).collect()
 }
 
 /// The passes over inodes, directories and bitmaps.
