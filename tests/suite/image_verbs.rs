@@ -203,3 +203,33 @@ fn commit_and_rebase_keep_what_the_overlay_reads_as() {
     fails(&mut workshop.qtk("rebase overlay.qcow2 -b base.qcow2"), 2, &["--base-format"]);
     fails(&mut workshop.qtk("commit expected.qcow2"), 1, &["expected.qcow2"]);
 }
+
+#[test]
+fn a_rate_chooses_the_level() {
+    let workshop = Workshop::new();
+    for verb in ["flatten", "convert"] {
+        for codec in ["zlib", "zstd"] {
+            let level = |options: &str| {
+                let line = format!("{verb} base.qcow2 -o out.qcow2 -c {codec} --json {options}");
+                let report = json(&mut workshop.qtk(line.trim_end()));
+                check(&workshop, "out.qcow2");
+                std::fs::remove_file(workshop.path("out.qcow2")).unwrap();
+                report["level"].as_i64().unwrap()
+            };
+            let (plain, auto) = (level(""), level("--level auto"));
+            assert_eq!(auto, level("--level auto --target-rate 100M"), "{verb} {codec}");
+            assert!(plain < auto && level("--level auto --target-rate 1G") < plain, "{verb} {codec}");
+            assert_eq!(level("--level 4"), 4);
+        }
+        assert!(json(&mut workshop.qtk(&format!("{verb} base.qcow2 -o out.qcow2 --json")))["level"].is_null());
+        std::fs::remove_file(workshop.path("out.qcow2")).unwrap();
+        for (options, word) in [
+            ("--level auto", "--compress"),
+            ("-c zlib --target-rate 1M", "--level"),
+            ("-c zlib --level 3 --target-rate 1M", "--level auto"),
+            ("-c zlib --level fast", "auto"),
+        ] {
+            fails(&mut workshop.qtk(&format!("{verb} base.qcow2 -o out.qcow2 {options}")), 2, &[word]);
+        }
+    }
+}

@@ -6,11 +6,12 @@ use std::process::ExitCode;
 use clap::Args;
 use qtk_block::BlockRead;
 use qtk_image::{
-    BitmapCopy, ConvertOptions, ConvertReport, Image, NewImage, OpenOptions, SnapshotName, Target, convert,
+    BitmapCopy, ChainLayer, ConvertOptions, ConvertReport, Image, NewImage, OpenOptions, SnapshotName, Target, convert,
 };
 use serde_json::{Value, json};
 
 use super::arguments::{AccessArguments, FormatName};
+use super::level::LevelArguments;
 use super::new_image::{BaseArguments, Codec, DurabilityArguments, NewImageArguments};
 use super::sparsify::{Sparsified, SparsifyArguments};
 use super::{guest, size, text};
@@ -66,9 +67,8 @@ pub(crate) struct Convert {
     #[arg(short, long = "compress", value_name = "CODEC")]
     codec: Option<Codec>,
 
-    /// Level of the codec: zlib 1 to 12, zstd -7 to 22
-    #[arg(long, allow_negative_numbers = true, requires = "codec")]
-    level: Option<i32>,
+    #[command(flatten)]
+    level: LevelArguments,
 
     /// Compress anew what could be copied as it is
     #[arg(long)]
@@ -119,13 +119,13 @@ impl Convert {
     pub(crate) fn run(&self) -> anyhow::Result<ExitCode> {
         let sources = self.sources.iter().map(|path| self.source(path)).collect::<anyhow::Result<Vec<_>>>()?;
         let sparsified = self.sparsify.find(&sources)?;
-        let (report, path) = match (&self.into, &self.output) {
+        let ((report, level), path) = match (&self.into, &self.output) {
             (Some(path), _) => (self.copy_to_existing(&sources, path, &sparsified)?, path),
             (None, Some(path)) => (self.copy_to_new(&sources, path, &sparsified)?, path),
             (None, None) => return Ok(ExitCode::from(2)),
         };
         if self.json {
-            let mut facts = to_json(path, &report);
+            let mut facts = to_json(path, &report, level);
             sparsified.describe(&report, &mut facts);
             text::print_json(&facts)?;
             return Ok(ExitCode::SUCCESS);
@@ -142,7 +142,12 @@ impl Convert {
         guest::open(path, &OpenOptions { snapshot, ..self.access.for_reading() })
     }
 
-    fn copy_to_new(&self, sources: &[Image], path: &Path, sparsified: &Sparsified) -> anyhow::Result<ConvertReport> {
+    fn copy_to_new(
+        &self,
+        sources: &[Image],
+        path: &Path,
+        sparsified: &Sparsified,
+    ) -> anyhow::Result<(ConvertReport, Option<i32>)> {
         self.kind.refuse_existing(path, self.force)?;
         let image = NewImage { durability: self.durability.into(), ..self.kind.on(&self.base, self.codec) };
         self.copy(sources, Target::New { path, image: &image }, sparsified)
@@ -153,16 +158,29 @@ impl Convert {
         sources: &[Image],
         path: &Path,
         sparsified: &Sparsified,
-    ) -> anyhow::Result<ConvertReport> {
+    ) -> anyhow::Result<(ConvertReport, Option<i32>)> {
         let options = OpenOptions { format: Some(self.into_format.into()), ..OpenOptions::writable() };
         let image = guest::open(path, &options)?;
         self.copy(sources, Target::Existing { image, overlay: false }, sparsified)
     }
 
-    fn copy(&self, sources: &[Image], target: Target<'_>, sparsified: &Sparsified) -> anyhow::Result<ConvertReport> {
+    /// Returns the level of the codec too, if there is one.
+    fn copy(
+        &self,
+        sources: &[Image],
+        target: Target<'_>,
+        sparsified: &Sparsified,
+    ) -> anyhow::Result<(ConvertReport, Option<i32>)> {
+        let kind = match &target {
+            Target::New { image, .. } => Some(image.qcow2.compression),
+            Target::Existing { image, .. } => {
+                image.layers().first().and_then(ChainLayer::qcow2).map(|layer| layer.compression())
+            }
+        };
+        let level = kind.filter(|_| self.codec.is_some()).map(|kind| self.level.level(kind));
         let options = ConvertOptions {
             compress: self.codec.is_some(),
-            level: self.level,
+            level,
             recompress: self.recompress,
             dedup: self.dedup,
             unused: sparsified.ranges(),
@@ -180,16 +198,17 @@ impl Convert {
         };
         let bar = Bar::new(sources.iter().map(BlockRead::size).sum(), "converting");
         let mut warn = |warning: qtk_image::ConvertWarning| text::warn(&warning.to_string());
-        Ok(convert(sources, target, &options, &mut warn, &bar)?)
+        Ok((convert(sources, target, &options, &mut warn, &bar)?, level))
     }
 }
 
-/// What a copy did, for `--json`.
-pub(crate) fn to_json(path: &Path, report: &ConvertReport) -> Value {
+/// What a copy did, for `--json`, and at which level of its codec.
+pub(crate) fn to_json(path: &Path, report: &ConvertReport, level: Option<i32>) -> Value {
     json!({
         "filename": path.to_string_lossy(),
         "virtual-size": report.disk_size,
         "file-size": report.file_size,
+        "level": level,
         "compressed-clusters": report.compressed,
         "copied-clusters": report.copied,
         "plain-bytes": report.plain_bytes,

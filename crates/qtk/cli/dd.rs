@@ -64,7 +64,7 @@ impl Dd {
             text::warn(&format!("{}: nothing is left after what is skipped", self.image.display()));
         }
         if self.json {
-            text::print_json(&to_json(&self.output, &report.copy))?;
+            text::print_json(&to_json(&self.output, &report.copy, None))?;
         }
         Ok(ExitCode::SUCCESS)
     }

@@ -9,6 +9,7 @@ use qtk_qcow2::CompressionType;
 
 use super::arguments::{FormatName, ImageArguments};
 use super::convert::{print_saving, to_json};
+use super::level::LevelArguments;
 use super::new_image::{Codec, DurabilityArguments};
 use super::sparsify::SparsifyArguments;
 use super::{guest, size, text};
@@ -28,15 +29,15 @@ pub(crate) struct Flatten {
     #[arg(short, long = "compress", value_name = "CODEC")]
     codec: Option<Codec>,
 
-    /// Level of the codec: zlib 1 to 12, zstd -7 to 22
-    #[arg(long, allow_negative_numbers = true)]
-    level: Option<i32>,
+    #[command(flatten)]
+    level: LevelArguments,
 
     /// Format of the new image
     #[arg(long, value_enum, default_value_t = FormatName::Qcow2)]
     format: FormatName,
 
-    /// Cluster size of the new image; 64K where not given
+    /// Cluster size of the new image; 64K where not given. With 128K compressed images are smaller; it is the most that Cloud
+    /// Hypervisor reads compressed
     #[arg(long, value_name = "SIZE", value_parser = size::parse)]
     cluster_size: Option<u64>,
 
@@ -66,12 +67,14 @@ pub(crate) struct Flatten {
 
 impl Flatten {
     pub(crate) fn run(&self) -> anyhow::Result<ExitCode> {
+        let compression = self.codec.map(CompressionType::from);
+        let level = compression.map(|kind| self.level.level(kind));
         let image = guest::open(&self.image.image, &self.image.access.for_reading())?;
         let sparsified = self.sparsify.find(std::slice::from_ref(&image))?;
         let options = FlattenOptions {
             format: self.format.into(),
-            compression: self.codec.map(CompressionType::from),
-            level: self.level,
+            compression,
+            level,
             cluster_size: self.cluster_size,
             recompress: self.recompress,
             dedup: self.dedup,
@@ -83,7 +86,7 @@ impl Flatten {
         let report = flatten(&image, &self.output, &options, &bar)?;
         drop(bar);
         if self.json {
-            let mut facts = to_json(&self.output, &report);
+            let mut facts = to_json(&self.output, &report, level);
             sparsified.describe(&report, &mut facts);
             text::print_json(&facts)?;
             return Ok(ExitCode::SUCCESS);

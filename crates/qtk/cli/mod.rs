@@ -21,6 +21,7 @@ mod fsck;
 mod guest;
 mod info;
 mod inject;
+mod level;
 mod ln;
 mod ls;
 mod map;

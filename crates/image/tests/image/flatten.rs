@@ -6,7 +6,7 @@ use crate::common::{Folder, content, noise};
 use qtk_block::{BlockRead, NoProgress, Progress, RawFile};
 use qtk_image::{Comparison, ConvertReport, Error, FlattenOptions, Format, Image, OpenOptions, compare, flatten};
 use qtk_qcow2::CompressionType::{Zlib, Zstd};
-use qtk_qcow2::codec::{Compressor, stream_len};
+use qtk_qcow2::codec::{Compressor, levels, stream_len};
 use qtk_qcow2::{CreateOptions, GuestCluster, ImageWriter, MappingKind, PackedCluster};
 
 const MIB: usize = 1 << 20;
@@ -367,4 +367,35 @@ fn targets_and_options_that_do_not_go_together_are_refused() {
     }
     assert!(!folder.file("out").exists());
     assert!(std::fs::read(folder.file("base.raw")).unwrap() == before);
+}
+
+#[test]
+fn qemu_reads_every_level() {
+    let folder = Folder::new();
+    // Text and noise by turns, in half clusters and whole ones, and an end off every border.
+    let disk = [content(3, 500_000), noise(4, 1 << 16), content(6, 200_001)].concat();
+    let len = disk.len();
+    std::fs::write(folder.file("top.raw"), disk).unwrap();
+    folder.qemu_img(&["convert", "-f", "raw", "-O", "qcow2", "top.raw", "top.qcow2"]);
+    for kind in [Zlib, Zstd] {
+        let sizes = levels(kind).0.map(|level| {
+            let options = FlattenOptions {
+                compression: Some(kind),
+                level: Some(level),
+                threads: Some(2),
+                ..FlattenOptions::default()
+            };
+            let report = flattened(&folder, "out", &options);
+            assert!(report.compressed > 4 && report.plain_bytes >= 1 << 16, "{kind:?} {level}: {report:?}");
+            folder.check("out");
+            folder.qemu_img(&["convert", "-f", "qcow2", "-O", "raw", "out", "out.raw"]);
+            let read = std::fs::read(folder.file("out.raw")).unwrap();
+            // QEMU's disks end on a sector.
+            assert!(read.len() == len.next_multiple_of(512), "{kind:?} {level}");
+            assert!(read[..len] == std::fs::read(folder.file("top.raw")).unwrap(), "{kind:?} {level}");
+            report.file_size
+        });
+        let sizes: Vec<_> = sizes.collect();
+        assert!(sizes.last() < sizes.first(), "{kind:?}: {sizes:?}");
+    }
 }
