@@ -128,7 +128,8 @@ impl Ext4 {
     }
 }
 
-fn refuse_encrypted(inode: &Inode) -> Result<()> {
+/// Refuses an inode whose content, or names if it is a directory, only a key would show.
+pub(crate) fn refuse_encrypted(inode: &Inode) -> Result<()> {
     if inode.has(FLAG_ENCRYPT) {
         return Err(Error::unsupported(format!("the encryption of inode {}", inode.ino())));
     }

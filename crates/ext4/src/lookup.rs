@@ -3,7 +3,8 @@
 use crate::dir::{DirBlocks, DirFormat, Directory, Entry};
 use crate::error::{Error, Place, Result};
 use crate::features::{compat, incompat};
-use crate::inode::{FLAG_CASEFOLD, FLAG_ENCRYPT, FLAG_INDEX, FLAG_INLINE_DATA, Inode};
+use crate::file::refuse_encrypted;
+use crate::inode::{FLAG_CASEFOLD, FLAG_INDEX, FLAG_INLINE_DATA, Inode};
 use crate::map::Target;
 use crate::metadata::FileType;
 use crate::{BlockNr, Ext4, Ino};
@@ -56,6 +57,7 @@ impl Ext4 {
     /// The inode that a name in a directory stands for, if there is such an entry.
     pub fn lookup(&self, dir: Ino, name: &[u8]) -> Result<Option<Ino>> {
         let inode = self.directory_inode(dir)?;
+        refuse_encrypted(&inode)?;
         let found = match self.inline_directory(&inode)? {
             Some(directory) => directory.lookup(name)?,
             None => self.directory(&inode).lookup(name)?,
@@ -67,6 +69,7 @@ impl Ext4 {
     /// All entries of a directory but `.` and `..`, in the order in which they are stored.
     pub fn read_dir(&self, dir: Ino) -> Result<Vec<DirEntry>> {
         let inode = self.directory_inode(dir)?;
+        refuse_encrypted(&inode)?;
         let mut entries = Vec::new();
         let mut damaged = Ok(());
         let visit = |entry: &Entry<'_>| match self.entry_ino(dir, entry.ino) {
@@ -114,9 +117,9 @@ impl Ext4 {
     }
 
     pub(crate) fn directory<'a>(&'a self, inode: &'a Inode) -> Directory<InodeBlocks<'a>> {
-        // Names in such directories are hashed in other ways than the index code knows.
-        let indexed = inode.has(FLAG_INDEX) && !inode.has(FLAG_CASEFOLD | FLAG_ENCRYPT);
-        Directory::new(InodeBlocks { fs: self, inode }, self.dir_format(inode), indexed)
+        let blocks = InodeBlocks { fs: self, inode };
+        let directory = Directory::new(blocks, self.dir_format(inode), inode.has(FLAG_INDEX));
+        if inode.has(FLAG_CASEFOLD) { directory.unhashed() } else { directory }
     }
 
     pub(crate) fn dir_format(&self, inode: &Inode) -> DirFormat {

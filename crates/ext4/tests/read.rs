@@ -145,3 +145,29 @@ fn names_what_it_cannot_read() {
     assert_eq!(fs.metadata(unused).unwrap_err().to_string(), format!("inode {unused} is not in use"));
     assert!(fs.metadata(Ino::new(u32::MAX).unwrap()).is_err());
 }
+
+#[test]
+fn names_read_whatever_their_index_is_made_of() {
+    let source = tempfile::tempdir().unwrap();
+    let dir = source.path().join("dir");
+    std::fs::create_dir(&dir).unwrap();
+    let names: Vec<String> = (0..300).map(|at| format!("A rather Long Name to fill Blocks {at}")).collect();
+    names.iter().for_each(|name| std::fs::write(dir.join(name), b"x").unwrap());
+    let shape = ["-b", "1024", "-O", "casefold,encrypt", "-E", "encoding=utf8"];
+    let image = Image::make("16M", &shape, Some(source.path()));
+    // This kernel has no casefolding; e2fsck makes the index.
+    image.debugfs_write("set_inode_field /dir flags 0x40080000\n");
+    image.rebuild_indexes();
+    image.assert_clean();
+    let fs = image.open();
+    let dir = resolve(&fs, "dir");
+    assert_eq!(fs.metadata(dir).unwrap().flags, 0x4008_1000);
+    assert_eq!(fs.read_dir(dir).unwrap().len(), names.len());
+    assert!(names.iter().all(|name| fs.lookup(dir, name.as_bytes()).unwrap().is_some()));
+
+    image.debugfs_write("set_inode_field /dir flags 0x80800\n");
+    let fs = image.open();
+    let refused = format!("the encryption of inode {dir} is not supported");
+    assert_eq!(fs.read_dir(dir).unwrap_err().to_string(), refused);
+    assert_eq!(fs.lookup(dir, b"any").unwrap_err().to_string(), refused);
+}

@@ -138,12 +138,19 @@ pub(crate) struct Directory<B> {
     blocks: B,
     format: DirFormat,
     indexed: bool,
+    /// Whether the index leads to names: it does not where names are hashed in ways that this crate does not know.
+    hashed: bool,
 }
 
 impl<B: DirBlocks> Directory<B> {
     /// `indexed` is the inode's flag; it means nothing on a file system without `dir_index`.
     pub(crate) fn new(blocks: B, format: DirFormat, indexed: bool) -> Self {
-        Self { blocks, format, indexed: indexed && format.may_index }
+        Self { blocks, format, indexed: indexed && format.may_index, hashed: true }
+    }
+
+    /// The same, but its index is passed over when names are looked up.
+    pub(crate) fn unhashed(self) -> Self {
+        Self { hashed: false, ..self }
     }
 
     /// Whether the directory has an index now: what the inode's flag must say after a change.
@@ -153,7 +160,7 @@ impl<B: DirBlocks> Directory<B> {
 
     /// The entry of that name; `.` and `..` are names here.
     pub(crate) fn lookup(&self, name: &[u8]) -> Result<Option<Found>> {
-        if !self.indexed || matches!(name, b"." | b"..") {
+        if !self.indexed || !self.hashed || matches!(name, b"." | b"..") {
             return self.scan(|record| record.entry.name == name);
         }
         let mut walk = Walk::start(self, name)?;
@@ -249,7 +256,9 @@ impl<B: DirBlocks> Directory<B> {
 
     /// The records of `.` and `..` in the root of an index.
     fn dots(&self) -> Result<Leaf> {
-        self.root()?;
+        if self.hashed {
+            self.root()?;
+        }
         Leaf::parse(self.read(0)?, None).map_err(|damage| self.format.damage(0, damage))
     }
 }

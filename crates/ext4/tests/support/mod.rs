@@ -103,6 +103,12 @@ impl Image {
         assert!(output.status.code().is_some_and(|code| code < 4), "{output:?}");
     }
 
+    /// Lets e2fsck give every directory a fresh index.
+    pub(crate) fn rebuild_indexes(&self) {
+        let output = run(Command::new("e2fsck").args(["-fyD", self.path_str()]).env("PATH", "/usr/sbin:/sbin"));
+        assert!(output.status.code().is_some_and(|code| code < 4), "{output:?}");
+    }
+
     /// What debugfs prints for a request.
     pub(crate) fn debugfs(&self, request: &str) -> String {
         tool("debugfs", &["-R", request, self.path_str()])
