@@ -139,11 +139,15 @@ fn a_sleeping_machine_needs_everything() {
     let folder = tempfile::tempdir().unwrap();
     let mut file = vec![0; 2 << 20];
     file[4086..4095].copy_from_slice(b"S1SUSPEND");
-    std::fs::write(folder.path().join("swap.img"), file).unwrap();
-    let image = Image::ext4(24 * MIB, "root", folder.path());
-    assert_eq!(of_whole(&image), free_of(&image).to_string());
-    run("debugfs", &["-w", "-R", "feature needs_recovery", image.path()]);
-    assert_eq!(of_whole(&image), ASLEEP);
+    std::fs::create_dir_all(folder.path().join("var/swap")).unwrap();
+    for name in ["swap.img", "var/swapfile", "var/swap/1"] {
+        std::fs::write(folder.path().join(name), &file).unwrap();
+        let image = Image::ext4(24 * MIB, "root", folder.path());
+        std::fs::remove_file(folder.path().join(name)).unwrap();
+        assert_eq!(of_whole(&image), free_of(&image).to_string());
+        run("debugfs", &["-w", "-R", "feature needs_recovery", image.path()]);
+        assert_eq!(of_whole(&image), ASLEEP, "{name}");
+    }
 }
 
 #[test]

@@ -3,6 +3,7 @@
 mod rival;
 mod swap;
 
+use std::collections::HashSet;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -16,8 +17,10 @@ use swap::Swap;
 const MAX_RANGES: usize = 1 << 20;
 /// A file that a machine sleeps in is larger than this.
 const MIN_SLEEP_FILE: u64 = 1 << 20;
-/// The most files of a root directory that are looked at.
-const MAX_FILES: usize = 256;
+/// The most files that are looked at for it.
+const MAX_FILES: usize = 1024;
+/// And down to which level: the root directory is the first.
+const DEPTH: usize = 3;
 
 /// What of a disk nobody needs.
 #[derive(Debug, Default)]
@@ -165,20 +168,32 @@ fn in_ext4(device: &Arc<dyn BlockRead>, limit: usize) -> Result<Vec<Range<u64>>,
     Ok(ranges.finish())
 }
 
-/// Whether a file in the root directory, where swap files usually lie, holds a sleeping machine's memory.
+/// Whether a file where swap files usually lie (`/swapfile`, `/swap/swapfile`, `/var/swap/file`) holds a sleeping machine's
+/// memory.
 fn holds_sleeper(fs: &Ext4) -> Result<bool, qtk_ext4::Error> {
-    let mut looked_at = 0;
-    for entry in fs.read_dir(Ino::ROOT)? {
-        let metadata = fs.metadata(entry.ino)?;
-        if metadata.file_type != FileType::Regular || metadata.size < MIN_SLEEP_FILE || looked_at == MAX_FILES {
-            continue;
+    let (mut seen, mut looked_at) = (HashSet::from([Ino::ROOT]), 0_usize);
+    let mut folders = vec![Ino::ROOT];
+    for _ in 0..DEPTH {
+        let mut beneath = Vec::new();
+        for entry in folders.into_iter().map(|folder| fs.read_dir(folder)).collect::<Result<Vec<_>, _>>()?.concat() {
+            if !seen.insert(entry.ino) {
+                continue;
+            }
+            let metadata = fs.metadata(entry.ino)?;
+            match metadata.file_type {
+                FileType::Directory => beneath.push(entry.ino),
+                FileType::Regular if metadata.size >= MIN_SLEEP_FILE && looked_at < MAX_FILES => {
+                    looked_at = looked_at.saturating_add(1);
+                    let mut head = vec![0; swap::HEAD];
+                    fs.read_at(entry.ino, &mut head, 0)?;
+                    if swap::is_asleep(&head) {
+                        return Ok(true);
+                    }
+                }
+                _ => {}
+            }
         }
-        looked_at = looked_at.saturating_add(1);
-        let mut head = vec![0; swap::HEAD];
-        fs.read_at(entry.ino, &mut head, 0)?;
-        if swap::is_asleep(&head) {
-            return Ok(true);
-        }
+        folders = beneath;
     }
     Ok(false)
 }
