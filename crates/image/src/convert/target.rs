@@ -2,7 +2,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use qtk_block::{BlockRead, BlockWrite, Durability, HostStorage, ImageLock, OutputFile, Progress, RawFile};
-use qtk_qcow2::{CreateOptions, ImageWriter, Preallocation};
+use qtk_qcow2::codec::Compressor;
+use qtk_qcow2::{CompressionType, CreateOptions, ImageWriter, Preallocation};
 
 use crate::create::{Prepared, extend, open_device, write_first_block};
 use crate::layer::{SECTOR, file_id};
@@ -68,6 +69,15 @@ pub(crate) fn refuse_source(output: &Path, sources: &[Image]) -> Result<(), Erro
     }
 }
 
+/// Refuses a level that the codec has not, before a target is touched.
+fn check_level(path: &Path, codec: CompressionType, options: &ConvertOptions) -> Result<(), Error> {
+    if options.compress {
+        let failed = |source| Error::Codec { path: path.to_owned(), source };
+        Compressor::new(codec, options.level).map_err(failed)?;
+    }
+    Ok(())
+}
+
 /// Copies a disk, which comes from `sources`, and bitmaps into a new image.
 pub(crate) fn into_new(
     (mut disk, sources, bitmaps): (Disk, &[Image], &CopiedBitmaps),
@@ -78,6 +88,7 @@ pub(crate) fn into_new(
     let Prepared { options: create, base } = new.prepare(path, Some(disk.size()))?;
     base.iter().flat_map(Image::warnings).for_each(|warning| (listener.warn)(ConvertWarning::Create(warning.clone())));
     disk.lies_on(base.as_ref().map(BlockRead::size));
+    check_level(path, create.compression, options)?;
     let file = NewFile::create(path, sources, new.durability)?;
     let data_name = create.data_file.clone().filter(|_| new.format == Format::Qcow2);
     let data_path = data_name.as_ref().map(Path::new);
@@ -222,6 +233,9 @@ pub(crate) fn into_existing(
             copies: !options.recompress,
         }),
     };
+    if let Some(layer) = layer {
+        check_level(&path, layer.compression(), options)?;
+    }
     let zeroes = match options {
         ConvertOptions { sparse_size: 0, .. } => Zeroes::Data,
         ConvertOptions { target_is_zero: true, .. } if !overlay => Zeroes::Skip,

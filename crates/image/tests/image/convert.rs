@@ -337,3 +337,19 @@ fn without_offsets(map: &str) -> String {
     }
     lines.iter().map(|line| format!("{line:?}\n")).collect()
 }
+
+#[test]
+fn a_level_that_the_codec_has_not_is_refused_whatever_there_is_to_compress() {
+    let folder = Folder::new();
+    folder.qemu_img(&["create", "-q", "-f", "raw", "empty.raw", "1M"]);
+    folder.qemu_img(&["create", "-q", "-f", "qcow2", "there.qcow2", "1M"]);
+    let options = ConvertOptions { compress: true, level: Some(99), ..ConvertOptions::default() };
+    let source = || [Image::open(folder.file("empty.raw"), &OpenOptions::default()).unwrap()];
+    let (path, image) = (folder.file("new.qcow2"), new_image(Format::Qcow2, ""));
+    let there = Image::open(folder.file("there.qcow2"), &OpenOptions::writable()).unwrap();
+    for target in [Target::New { path: &path, image: &image }, Target::Existing { image: there, overlay: false }] {
+        let refused = convert(&source(), target, &options, &mut |_| {}, &NoProgress);
+        assert!(matches!(refused, Err(qtk_image::Error::Codec { .. })), "{refused:?}");
+    }
+    assert!(!path.exists());
+}
