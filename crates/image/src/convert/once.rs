@@ -47,6 +47,8 @@ impl Target<'_> {
                 self.writer.write_once(GuestOffset(start), unit.on_disk(&unit.plain[bytes.clone()], start), digests)?;
             }
             Piece::Stored { bytes, .. } => {
+                // As for a repetition, which it may be too.
+                *self.last = None;
                 self.writer.write_once(
                     GuestOffset(start),
                     unit.on_disk(&unit.packed[bytes.clone()], start),
