@@ -12,14 +12,14 @@ if [[ ${1-} == --no-lint ]]; then
     shift
 fi
 
-# The crates that know the codecs, and those without C.
-pure_rust=(-p qtk -p qtk-qcow2 -p qtk-image --no-default-features --features pure-rust)
+# Codecs without C.
+pure_rust=(--no-default-features --features pure-rust)
 
 tests/oracles.sh
 if $lint; then
     cargo fmt --check
     cargo clippy --workspace --all-targets --locked -- -D warnings
-    cargo clippy "${pure_rust[@]}" --all-targets --locked -- -D warnings
+    cargo clippy -p qtk -p qtk-guest -p qtk-image -p qtk-qcow2 "${pure_rust[@]}" --all-targets --locked -- -D warnings
     RUSTDOCFLAGS=-Dwarnings cargo doc --workspace --no-deps --locked
 fi
 QTK_TEST_GUEST=$(tests/guest/build.sh)
@@ -29,5 +29,5 @@ export QTK_TEST_GUEST
 cargo test --workspace --locked "$@"
 if [[ $# == 0 ]]; then
     # With a filter of the caller's own, once is enough.
-    cargo test "${pure_rust[@]:2}" --locked --lib --test writer --test read --test image -- codec writer read flatten
+    cargo test -p qtk-image -p qtk-qcow2 "${pure_rust[@]}" --locked --lib --test writer --test read --test image -- codec writer read flatten
 fi

@@ -56,7 +56,7 @@ impl Archive {
         if start[..known] == ZSTD || !is_file {
             let mut unpacked = tempfile::tempfile().map_err(host("make room to unpack", path))?;
             if start[..known] == ZSTD {
-                zstd::stream::copy_decode(&file, &unpacked).map_err(host("unpack", path))?;
+                unpack_zstd(&file, &unpacked).map_err(host("unpack", path))?;
             } else {
                 std::io::copy(&mut file, &mut unpacked).map_err(host("read", path))?;
             }
@@ -83,6 +83,16 @@ impl Archive {
         }
         self.file.read_exact_at(buf, offset).map_err(host("read", &self.path))
     }
+}
+
+#[cfg(feature = "pure-rust")]
+fn unpack_zstd(packed: &File, mut unpacked: &File) -> std::io::Result<()> {
+    std::io::copy(&mut structured_zstd::decoding::StreamingDecoder::new(packed), &mut unpacked).map(drop)
+}
+
+#[cfg(not(feature = "pure-rust"))]
+fn unpack_zstd(packed: &File, unpacked: &File) -> std::io::Result<()> {
+    zstd::stream::copy_decode(packed, unpacked)
 }
 
 impl Manifest {

@@ -312,7 +312,43 @@ mod tests {
         }
     }
 
+    #[test]
+    fn frames_that_claim_too_much_are_damaged() {
+        // A content of 1 TiB; a window of 2 TiB, and one of 128 MiB; each with a last block of 64 KiB.
+        let block = [0x03, 0, 8, b'a'];
+        let content = [&[0x28, 0xb5, 0x2f, 0xfd, 0xe0, 0, 0, 0, 0, 0, 1, 0, 0][..], &block].concat();
+        let window = [&[0x28, 0xb5, 0x2f, 0xfd, 0, 0xf8][..], &block].concat();
+        let large = [&[0x28, 0xb5, 0x2f, 0xfd, 0, 0x88][..], &block].concat();
+        let mut back = vec![0; CLUSTER];
+        for frame in [&content, &window] {
+            assert!(matches!(decompress(CompressionType::Zstd, frame, &mut back), Err(CodecError::Damaged(_))));
+        }
+        decompress(CompressionType::Zstd, &large, &mut back).unwrap();
+        assert!(matches!(decompress(CompressionType::Zstd, &large, &mut back[1..]), Err(CodecError::Damaged(_))));
+    }
+
     proptest! {
+        #[test]
+        fn decoders_survive_damage(seed in any::<u64>(), hits in proptest::collection::vec(any::<(u16, u8)>(), 1..8)) {
+            let cluster = [text(5000), noise(seed, 1000), vec![0; 3000], noise(seed ^ 7, 5000), text(4000)].concat();
+            for kind in KINDS {
+                let mut stored = packed(&mut Compressor::new(kind, None).unwrap(), &cluster).unwrap();
+                for &(at, byte) in &hits {
+                    // Half of the hits go to the headers.
+                    let end = if at & 1 == 0 { stored.len() } else { 64 };
+                    stored[usize::from(at >> 1) % end] = byte;
+                }
+                let mut output = vec![0; cluster.len()];
+                let decoded = decompress(kind, &stored, &mut output);
+                let len = stream_len(kind, &stored, output.len());
+                if decoded.is_ok() {
+                    let mut again = vec![0; output.len()];
+                    decompress(kind, &stored[..len.unwrap()], &mut again).unwrap();
+                    prop_assert!(again == output);
+                }
+            }
+        }
+
         #[test]
         fn clusters_of_any_mixture_come_back(
             parts in proptest::collection::vec((any::<u8>(), 1..4000_usize, any::<u64>()), 1..40),
