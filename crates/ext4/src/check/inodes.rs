@@ -88,6 +88,7 @@ fn scan_group(claims: &Claims<'_>, group: GroupNr, buffer: &mut Vec<u8>) -> Resu
         for (number, bytes) in (first + index..).zip(buffer.chunks_exact(inode_len)) {
             // Nearly all inodes of a table are not in use.
             let is_free = bytes[MODE] == [0; 2] && bytes[LINKS] == [0; 2] && number > claims.first_ordinary;
+            let is_free = is_free && qtk_block::is_zero(bytes);
             if let Some(ino) = Ino::new(number).filter(|_| !is_free) {
                 let mut scan = Scan { claims, ino, dirs: &mut dirs };
                 states[(number - first) as usize] = scan.inode(bytes)?;
@@ -128,10 +129,10 @@ impl Scan<'_, '_> {
             }
         };
         let is_reserved = number < self.check().fs.geometry().first_ino && number != ROOT;
+        self.checksum(&inode, bytes);
         if inode.links() == 0 && !is_reserved {
             return self.unused(&inode);
         }
-        self.checksum(&inode, bytes);
         if is_reserved && inode.has(FLAG_CASEFOLD) && !inode.is(FileType::Directory) {
             self.bad("it is casefolded, but is no directory");
         }
@@ -142,7 +143,7 @@ impl Scan<'_, '_> {
     }
 
     fn checksum(&self, inode: &Inode, bytes: &[u8]) {
-        let all_zero = bytes.iter().all(|&byte| byte == 0);
+        let all_zero = qtk_block::is_zero(bytes);
         if let Some(seed) = self.check().fs.checksum_seed()
             && !all_zero
             && inode.verify(seed).is_err()
