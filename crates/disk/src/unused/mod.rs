@@ -214,12 +214,21 @@ impl Ranges {
         match self.kept.last_mut() {
             Some(last) if last.end == range.start => last.end = range.end,
             _ => {
-                while self.kept.len() >= self.limit {
-                    self.min_len = self.min_len.saturating_mul(2);
-                    self.drop_small();
+                if self.kept.len() >= self.limit {
+                    self.make_room();
                 }
                 self.kept.push(range);
             }
+        }
+    }
+
+    /// Makes so much that it need not be done again soon.
+    fn make_room(&mut self) {
+        let enough = self.limit - self.limit / 4;
+        self.drop_small();
+        while self.kept.len() >= enough.max(1) {
+            self.min_len = self.min_len.saturating_mul(2);
+            self.drop_small();
         }
     }
 
