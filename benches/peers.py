@@ -222,7 +222,8 @@ def row(comparison, times, sizes):
         (wall, cpu), (peak, size) = map(statistics.median, zip(*times[line])), sizes[line]
         columns.append((wall, seconds(wall), seconds(cpu), f"{peak:.0f}", f"{size:.1f}" if size else ""))
     ours, theirs = columns
-    cells = [f"{ours[0] / theirs[0]:.2f}", *(f"{one} / {other}".strip(" /") for one, other in zip(ours[1:], theirs[1:]))]
+    ratio = ours[0] / theirs[0]
+    cells = [f"{ratio:.2f}" if ratio >= 0.01 else f"{ratio:.4f}", *(f"{one} / {other}".strip(" /") for one, other in zip(ours[1:], theirs[1:]))]
     return f"| {comparison.task} | {' | '.join(cells)} |"
 
 
@@ -230,7 +231,8 @@ def main():
     lines = list(comparisons())
     times, sizes = run_all(several(lines))
     runs = f"{ROUNDS} interleaved rounds, {REPEAT} runs in each of what takes milliseconds"
-    print(f"Medians of {runs}; warm page cache. Each cell is qtk / the other tool; \"ratio\" is that of the wall times.\n")
+    print(f"Medians of {runs}; warm page cache. Each cell is qtk / the other tool; \"ratio\" is that of the wall times.")
+    print("qtk's times include the fsync of what it wrote and qemu-img's do not, except where a row says both or neither.\n")
     print("| task | ratio | wall | CPU | peak MiB | output MB |")
     print("|---|--:|--:|--:|--:|--:|")
     for line in lines:
