@@ -372,8 +372,11 @@ fn targets_and_options_that_do_not_go_together_are_refused() {
 #[test]
 fn qemu_reads_every_level() {
     let folder = Folder::new();
-    // Text and noise by turns, in half clusters and whole ones, and an end off every border.
-    let disk = [content(3, 500_000), noise(4, 1 << 16), content(6, 200_001)].concat();
+    // Words in no order, of which a better search makes more; text and noise by turns, in half clusters and whole ones; and an
+    // end off every border.
+    let words: Vec<u8> =
+        noise(5, 60_000).iter().flat_map(|word| format!("{:x} ", u32::from(*word).pow(3)).into_bytes()).collect();
+    let disk = [content(3, 500_000), noise(4, 1 << 16), words, content(6, 200_001)].concat();
     let len = disk.len();
     std::fs::write(folder.file("top.raw"), disk).unwrap();
     folder.qemu_img(&["convert", "-f", "raw", "-O", "qcow2", "top.raw", "top.qcow2"]);
