@@ -224,7 +224,7 @@ impl Ranges {
 
     /// Makes so much that it need not be done again soon.
     fn make_room(&mut self) {
-        let enough = self.limit - self.limit / 4;
+        let enough = self.limit.saturating_sub(self.limit / 4);
         self.drop_small();
         while self.kept.len() >= enough.max(1) {
             self.min_len = self.min_len.saturating_mul(2);
